@@ -1,0 +1,6 @@
+"""Densities and transforms that speak Pyro."""
+
+from pyro_ext.distributions.self_normalized_importance import SelfNormalizedImportance
+from pyro_ext.distributions.stochastic_density import AuxiliaryLost, StochasticDensity
+
+__all__ = ["AuxiliaryLost", "SelfNormalizedImportance", "StochasticDensity"]

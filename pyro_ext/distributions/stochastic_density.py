@@ -1,0 +1,289 @@
+"""The one base class of the library: samplers whose marginal density is intractable."""
+
+import copy
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
+from pyro.distributions.torch import Independent
+from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions.util import sum_rightmost
+from pyro.ops.provenance import detach_provenance
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pyro_ext.ops.bounds import iwae
+
+
+class AuxiliaryLost(RuntimeError):  # noqa: N818 - a state of the value, named as in the docs
+    """A stochastic density was scored as a guide on a value whose auxiliaries are gone."""
+
+
+class _KeepsScoreParts:
+    """Wraps so that ``score_parts`` reaches the density inside; Pyro's Independent forgets it."""
+
+    def to_event(self, reinterpreted_batch_ndims=None):
+        wrapped = super().to_event(reinterpreted_batch_ndims)  # type: ignore[misc]
+        if type(wrapped) is Independent:
+            return _Independent(wrapped.base_dist, wrapped.reinterpreted_batch_ndims)
+        return wrapped
+
+    def mask(self, mask):
+        return _Masked(self, mask)
+
+
+class _Independent(_KeepsScoreParts, Independent):  # type: ignore[override]
+    @property
+    def density_kind(self) -> str:
+        return self.base_dist.density_kind
+
+    def score_parts(self, value):
+        parts = self.base_dist.score_parts(value)
+        return ScoreParts(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
+
+
+class _Masked(_KeepsScoreParts, MaskedDistribution):
+    @property
+    def density_kind(self) -> str:
+        return self.base_dist.density_kind
+
+
+class StochasticDensity(_KeepsScoreParts, TorchDistribution):
+    r"""Stochastic: a sampler with auxiliaries, whose ``log_prob`` is a random lower bound.
+
+    A sampler that draws auxiliaries :math:`a` on its way to :math:`x` has the density
+    :math:`p(x) = \int p(x, a)\, da`, which is seldom tractable. With any conditional
+    :math:`r(a \mid x)`, and :math:`W = p(x, a) / r(a \mid x)`,
+
+    .. math::
+
+        a \sim r(a \mid x) &: \quad \mathbb{E}[W] = p(x),
+            \qquad \mathbb{E}[\log W] \le \log p(x) \\
+        x, a \sim p(x, a) &: \quad \mathbb{E}[1 / W \mid x] = 1 / p(x),
+            \qquad \mathbb{E}[\log W \mid x] \ge \log p(x)
+
+    so that one weight serves both sides of an evidence lower bound, if it is fed the right
+    auxiliaries:
+
+    - ``log_prob(x)`` draws **fresh** auxiliaries: a stochastic **lower** bound, which is what a
+      model or a prior needs.
+    - ``score_parts(x)``, which Pyro calls on guide sites, uses **the auxiliaries that produced
+      this very tensor** ``x``: a stochastic **upper** bound, which is what a guide needs. If they
+      are lost (``x`` was detached, cloned or came from elsewhere) it raises
+      :class:`AuxiliaryLost`; it never falls back on fresh ones, which would flip the bound.
+
+    Both stay bounds, and become tighter, when ``num`` weights are averaged: see :meth:`tight`.
+    MCMC kernels need a deterministic density: see :meth:`frozen`. The auxiliaries live as long as
+    the tensor they produced; copies and pickles of a distribution start without any.
+
+    Do not wrap a stochastic density in a ``TransformedDistribution`` on the guide's side: it
+    scores the inverse image, a new tensor, with ``log_prob``. ``to_event``, ``mask`` and
+    ``expand`` are safe.
+
+    **Deriving a sampler.** Implement :meth:`simulate`, :meth:`draw_auxiliaries` and
+    :meth:`log_weights`; :meth:`score_function` too if :math:`x` is not reparameterised. Let
+    parameters broadcast rather than expand them: the base class's ``expand`` copies the instance
+    and changes only its ``batch_shape``.
+
+    Attributes:
+        density_kind: ``"exact"`` if ``log_prob`` is the normalised log density after all,
+            ``"lower"`` if it is a random lower bound on it.
+
+    References:
+        Lawson, Tucker, Dai and Ranganath, *Energy-Inspired Models*, arXiv 1910.14265, for the
+        lower bound; Lew, Cusumano-Towner and Mansinghka, *Recursive Auxiliary-Variable
+        Inference*, arXiv 2203.02836, for both.
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012 - torch's own convention
+    has_rsample = False
+    density_kind = "lower"
+    _num_weights = 1
+    _seed: int | None = None
+    _draws: WeakIdKeyDictionary | None = None  # tensor -> the auxiliaries that produced it
+
+    # What a sampler implements.
+
+    @abstractmethod
+    def simulate(self, sample_shape: torch.Size) -> tuple[Tensor, Any]:
+        """Draws values and the auxiliaries on their way, under the caller's grad mode.
+
+        Returns:
+            The value of shape ``sample_shape + batch_shape + event_shape``, and auxiliaries that
+            :meth:`log_weights` turns into one weight (``num=1``) each.
+        """
+
+    @abstractmethod
+    def draw_auxiliaries(self, value: Tensor, num: int) -> Any:
+        r"""Draws ``num`` fresh auxiliaries from :math:`r(a \mid x)` for each value."""
+
+    @abstractmethod
+    def log_weights(self, value: Tensor, auxiliaries: Any) -> Tensor:
+        r"""Evaluates :math:`\log p(x, a) - \log r(a \mid x)`.
+
+        Returns:
+            Log-weights of shape ``(num, *batch)``, or ``(1, *batch)`` if they do not depend on
+            the auxiliaries.
+        """
+
+    def score_function(self, auxiliaries: Any) -> Tensor | float:
+        """The log density whose gradient the sampling of ``(value, auxiliaries)`` is owed.
+
+        Zero, the default, means that sampling is fully reparameterised.
+        """
+        return 0.0
+
+    # What Pyro calls.
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        """Draws values without gradient; their auxiliaries live as long as the returned tensor."""
+        value, auxiliaries = self.simulate(torch.Size(sample_shape))
+        return self._remember(value.detach(), auxiliaries)
+
+    def rsample(self, sample_shape=torch.Size()) -> Tensor:
+        """Draws values with a pathwise gradient, where the sampler has one."""
+        if not self.has_rsample:
+            raise NotImplementedError(
+                f"{type(self).__name__} makes a discrete choice, so it has no pathwise gradient. "
+                "Use sample(); score_parts() gives Pyro the score-function gradient."
+            )
+        value, auxiliaries = self.simulate(torch.Size(sample_shape))
+        return self._remember(value, auxiliaries)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r"""Stochastic lower bound on :math:`\log p(x)` in nats, from fresh auxiliaries."""
+        if self._seed is None and self.density_kind != "exact":
+            _refuse_mcmc(self)
+        if self._validate_args:
+            self._validate_sample(value)
+        auxiliaries = self._draw_fresh(value, self._num_weights)
+        return self._bound(value, self.log_weights(value, auxiliaries))
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        r"""Stochastic upper bound on :math:`\log p(x)`, from the auxiliaries that made ``value``.
+
+        Raises:
+            AuxiliaryLost: if this instance did not sample this very tensor.
+        """
+        auxiliaries = self._recall(value)
+        log_w = self.log_weights(value, auxiliaries)
+        if self._num_weights > 1:
+            fresh = self._draw_fresh(value, self._num_weights - 1)
+            log_w = torch.cat([log_w, self.log_weights(value, fresh)])
+        upper = self._bound(value, log_w)
+        score: Any = self.score_function(auxiliaries)
+        return ScoreParts(upper, score, upper)
+
+    def sample_and_log_prob(self, sample_shape=torch.Size()) -> tuple[Tensor, Tensor]:
+        """Draws values together with the stochastic upper bound on their log density."""
+        value = self.sample(sample_shape)
+        return value, self.score_parts(value).log_prob
+
+    def rsample_and_log_prob(self, sample_shape=torch.Size()) -> tuple[Tensor, Tensor]:
+        """The same with pathwise gradients, where the sampler has them."""
+        value = self.rsample(sample_shape)
+        return value, self.score_parts(value).log_prob
+
+    # Variants of the same density.
+
+    def tight(self, num: int):
+        r"""A copy whose bounds average ``num`` weights; both approach :math:`\log p(x)`.
+
+        Cost and memory of a density evaluation grow with ``num``; the sampler stays the same.
+
+        Raises:
+            ValueError: if ``num < 1``.
+        """
+        if not isinstance(num, int) or num < 1:
+            raise ValueError(f"tight(num) averages num >= 1 weights, got num={num!r}.")
+        new = copy.copy(self)
+        new._num_weights = num
+        return new
+
+    def frozen(self, seed: int):
+        """A copy whose ``log_prob`` is a deterministic function: same noise at each evaluation.
+
+        For NUTS, plots, optimisers with line search. Sampling stays random, and the global random
+        state is left alone. Under ``torch.func.vmap`` pass ``randomness="same"``.
+        """
+        new = copy.copy(self)
+        new._seed = int(seed)
+        return new
+
+    def expand(self, batch_shape, _instance=None):
+        """A copy with a larger ``batch_shape``; parameters broadcast."""
+        batch_shape = torch.Size(batch_shape)
+        if torch.broadcast_shapes(self.batch_shape, batch_shape) != batch_shape:
+            raise ValueError(
+                f"{type(self).__name__} of batch shape {tuple(self.batch_shape)} "
+                f"cannot be expanded to {tuple(batch_shape)}."
+            )
+        new = copy.copy(self) if _instance is None else _instance
+        new.__setstate__({**self.__getstate__(), "_batch_shape": batch_shape})
+        return new
+
+    def _bound(self, value: Tensor, log_w: Tensor) -> Tensor:
+        batch = value.shape[: value.dim() - self.event_dim]
+        return iwae(log_w).expand(torch.broadcast_shapes(batch, self.batch_shape))
+
+    def _draw_fresh(self, value: Tensor, num: int) -> Any:
+        if self._seed is None:
+            return self.draw_auxiliaries(value, num)
+        with _seeded(self._seed, value.device):
+            return self.draw_auxiliaries(value, num)
+
+    def _remember(self, value: Tensor, auxiliaries: Any) -> Tensor:
+        if self._draws is None:
+            self._draws = WeakIdKeyDictionary()
+        self._draws[value] = auxiliaries
+        return value
+
+    def _recall(self, value: Tensor) -> Any:
+        draws: Any = self._draws or {}
+        auxiliaries = draws.get(detach_provenance(value))
+        if auxiliaries is None:
+            raise AuxiliaryLost(
+                f"This {type(self).__name__} did not sample this very tensor of shape "
+                f"{tuple(value.shape)}, so the auxiliaries that a guide's density needs are lost: "
+                "the value was detached, cloned, transformed or came from elsewhere. Score the "
+                "tensor that sample() returned, with an objective that keeps it (Trace_ELBO and "
+                "MultiSampleELBO do, ReweightedWakeSleep does not)."
+            )
+        return auxiliaries
+
+    def __getstate__(self):
+        return {name: value for name, value in self.__dict__.items() if name != "_draws"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _draws=None)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Runs its body on a random stream of its own; leaves the global streams alone."""
+    gpu = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpu):
+        torch.default_generator.manual_seed(seed)
+        if gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _refuse_mcmc(density: StochasticDensity) -> None:
+    """Raises if one of Pyro's MCMC kernels is asking: noise would break detailed balance."""
+    if torch.compiler.is_compiling():
+        return
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("pyro.infer.mcmc"):
+            raise ValueError(
+                f"MCMC needs a deterministic density, but log_prob of {type(density).__name__} is "
+                "random. Put .frozen(seed) at the model's site, best after .tight(num)."
+            )
+        frame = frame.f_back  # type: ignore[assignment]
