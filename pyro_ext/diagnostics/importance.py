@@ -1,0 +1,55 @@
+"""How far importance weights can be trusted."""
+
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def pareto_k(log_w: Tensor) -> Tensor:
+    r"""Shape :math:`\hat k` of the generalised Pareto tail of importance weights, by ArviZ.
+
+    .. math:: P(w > t) \propto t^{-1/k} \quad (t \to \infty)
+
+    Below 0.5 the weights have a finite variance; above 0.7 an average over them is not to be
+    trusted at any practical number of particles. It does not change when a constant is added to
+    ``log_w``.
+
+    Args:
+        log_w: log-weights in nats, particles leftmost.
+
+    Shape:
+        ``(K, *plates) -> (*plates)``, on the device and with the dtype of ``log_w``.
+
+    Raises:
+        ValueError: if there are fewer than 25 particles, too few to see a tail of five.
+
+    References:
+        Vehtari et al., *Pareto Smoothed Importance Sampling*, arXiv 1507.02646.
+
+    Example:
+        >>> log_w = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+        >>> bool(pareto_k(log_w) < 0.7)
+        True
+    """
+    if log_w.shape[0] < 25:
+        raise ValueError(
+            f"pareto_k fits the largest fifth of the weights and needs at least 25 particles, got "
+            f"{log_w.shape[0]}. Draw more particles."
+        )
+    draws_last = log_w.detach().movedim(0, -1).double().cpu().numpy()
+    k_hat = np.asarray(_psislw(draws_last))
+    return torch.as_tensor(k_hat, dtype=log_w.dtype, device=log_w.device).reshape(log_w.shape[1:])
+
+
+def _psislw(log_w: np.ndarray) -> np.ndarray:
+    """Pareto shapes along the last axis, by whichever ArviZ is installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
+    if hasattr(arviz, "psislw"):  # 0.x takes log-weights
+        return arviz.psislw(log_w.copy())[1]
+    from arviz_stats.base import array_stats  # 1.x takes log-likelihoods: the opposite sign
+
+    return array_stats.psislw(-log_w, axis=-1)[1]
