@@ -6,6 +6,8 @@ The rooms, from the ground up: :mod:`~pyro_ext.ops`, :mod:`~pyro_ext.nn`,
 :mod:`~pyro_ext.data` and :mod:`~pyro_ext.testing`.
 """
 
+from pyro_ext import data, diagnostics, distributions, infer, models, nn, ops, poutine, testing
+
 __version__ = "0.1.0"
 
 __all__ = [

@@ -218,7 +218,7 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         """A copy with a larger ``batch_shape``; parameters broadcast."""
         batch_shape = torch.Size(batch_shape)
-        if torch.broadcast_shapes(self.batch_shape, batch_shape) != batch_shape:
+        if not _expands_to(self.batch_shape, batch_shape):
             raise ValueError(
                 f"{type(self).__name__} of batch shape {tuple(self.batch_shape)} "
                 f"cannot be expanded to {tuple(batch_shape)}."
@@ -261,6 +261,11 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
 
     def __setstate__(self, state):
         self.__dict__.update(state, _draws=None)
+
+
+def _expands_to(shape: torch.Size, batch_shape: torch.Size) -> bool:
+    pairs = zip(reversed(shape), reversed(batch_shape), strict=False)
+    return len(shape) <= len(batch_shape) and all(old in (1, new) for old, new in pairs)
 
 
 @contextmanager

@@ -1,0 +1,174 @@
+"""Runs the benchmarks: speed beside peers, then the figures of the papers.
+
+``python tests/benchmarks/run.py --budget small|paper [--only NAME]`` writes ``results/*.json``.
+A NAME is that of a result of speed (``speed_multi_sample_elbo``) or of a paper's script
+(``bm_energy_inspired``). Nothing is asserted.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+TITLES = {
+    "speed_self_normalized_importance": "Speed of SelfNormalizedImportance beside TFP",
+    "speed_multi_sample_elbo": "Speed of MultiSampleELBO beside Pyro and NumPyro",
+}
+SETTINGS = {
+    "speed_self_normalized_importance": {
+        "energy": "50-100-100-1, tanh",
+        "num_proposals": 1024,
+        "batch size": 128,
+        "dtype": "float32",
+        "mean value": "mean log density in nats; of sample, mean square of the draws",
+        "note": "TFP draws candidates of its own for each value, as ours does unless shared; it "
+        "is asked for the target's density, so it scores candidates under the proposal too",
+    },
+    "speed_multi_sample_elbo": {
+        "model": "784-300-300-50, tanh, Bernoulli pixels",
+        "batch size": 128,
+        "num_particles": 5,
+        "particles": "vectorised",
+        "dtype": "float32",
+        "mean value": "bound per datum in nats, before training",
+        "note": "RenyiELBO at alpha=0 is the same bound, as long as no plate is subsampled",
+    },
+}
+COMMON = {
+    "timer": "process_time, CPU seconds of all threads",
+    "threads": "one, and one core where the system allows it",
+    "validation": "off",
+    "compilation": "JAX is jitted and warmed up; torch is eager",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--budget", choices=["small", "paper"], default="small")
+    parser.add_argument("--only", metavar="NAME", help="one result of speed, or one paper")
+    options = parser.parse_args()
+    speed = {f"speed_{path.stem.removeprefix('test_')}": path for path in paths("speed", "test_")}
+    papers = {path.stem: path for path in paths("papers", "bm_")}
+    if options.only is not None and options.only not in speed | papers:
+        parser.error(f"--only {options.only}: known are {', '.join([*speed, *papers])}")
+    for name, path in speed.items():
+        if options.only in (None, name):
+            run_speed(name, path)
+    failed = [
+        name
+        for name, path in papers.items()
+        if options.only in (None, name) and not run_paper(path, options.budget)
+    ]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def paths(folder: str, prefix: str) -> list[Path]:
+    return sorted((HERE / folder).glob(f"{prefix}*.py"))
+
+
+def run_paper(path: Path, budget: str) -> bool:
+    """Runs one script; false if it failed. Without data it is skipped, which is no failure."""
+    if not os.environ.get("PYRO_EXT_DATA"):
+        print(f"skipped {path.name}: PYRO_EXT_DATA is unset; it names the folder of the data sets")
+        return True
+    print(f"== {path.name} --budget {budget}", flush=True)
+    command = [sys.executable, str(path.relative_to(ROOT)), "--budget", budget]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def run_speed(name: str, path: Path) -> None:
+    """Measures one file in this process, on one thread, and records its rows."""
+    fix_threads()
+    from record import record
+
+    print(f"== {path.name}", flush=True)
+    settings = {**SETTINGS.get(name, {}), **COMMON, **peer_versions()}
+    title = TITLES.get(name, name.replace("_", " "))
+    record(name, title, settings, lambda: list(table(measure(path))))
+
+
+def fix_threads() -> None:
+    """One thread for torch and XLA, before either starts any."""
+    os.environ.update(ONE_THREAD)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def measure(path: Path) -> list[dict]:
+    """Benchmarks of a file, as pytest-benchmark describes them."""
+    import pytest
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        arguments = [
+            "-m=benchmark",
+            "--benchmark-timer=time.process_time",
+            "--benchmark-disable-gc",
+            f"--benchmark-json={report}",
+            "--override-ini=filterwarnings=default",  # the peers' warnings are theirs
+            "-q",
+            "-pno:cacheprovider",
+            f"--rootdir={ROOT}",
+            str(path),
+        ]
+        status = pytest.main(arguments)
+        if status != 0 or not report.is_file():
+            sys.exit(f"{path.name} failed: pytest returned {status}")
+        return json.loads(report.read_text())["benchmarks"]
+
+
+def table(benchmarks: list[dict]) -> Iterator[dict]:
+    """One row each: medians, and for peers the ratio of their median to each of ours."""
+    for one in benchmarks:
+        label, median = implementation(one), one["stats"]["median"]
+        row = {
+            "operation": one["group"],
+            "implementation": label,
+            "median CPU (ms)": round(1e3 * median, 2),
+            "interquartile range (ms)": round(1e3 * one["stats"]["iqr"], 2),
+            "rounds": one["stats"]["rounds"],
+        }
+        if "mean value" in one["extra_info"]:
+            row["mean value"] = round(one["extra_info"]["mean value"], 3)
+        if not label.startswith("ours"):
+            for other in benchmarks:
+                mine = implementation(other)
+                if other["group"] == one["group"] and mine.startswith("ours"):
+                    row[f"peer / {mine}"] = round(median / other["stats"]["median"], 2)
+        yield row
+
+
+def implementation(one: dict) -> str:
+    return one["extra_info"].get("implementation", one["name"])
+
+
+def peer_versions() -> dict[str, str]:
+    """Versions that the format of results does not list."""
+    found = {}
+    for package in ("jax", "pytest-benchmark"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()
