@@ -35,12 +35,12 @@ class SelfNormalizedImportance(StochasticDensity):
 
     .. math::
 
-        p(x) = \pi(x)\, w(x)\; \mathbb{E}_{x_{2:K} \sim \pi}
-        \Bigl[ \tfrac{1}{K} \bigl( w(x) + \textstyle\sum_{j=2}^K w(x_j) \bigr) \Bigr]^{-1}
+        p(x) = \mathbb{E}_{x_{2:K} \sim \pi}[W], \qquad
+        W = \pi(x)\, \frac{w(x)}{\frac{1}{K} \bigl( w(x) + \sum_{j=2}^K w(x_j) \bigr)}
 
-    ``log_prob(x)`` is the logarithm of the bracketed term with fresh proposals, a stochastic
-    lower bound; ``score_parts(x)`` is the same expression at the candidates that produced ``x``,
-    a stochastic upper bound: see :class:`StochasticDensity`. A constant added to the energy
+    ``log_prob(x)`` is :math:`\log W` with fresh proposals, a stochastic lower bound;
+    ``score_parts(x)`` is :math:`\log W` at the candidates that produced ``x``, a stochastic upper
+    bound: see :class:`StochasticDensity`. A constant added to the energy
     changes nothing.
 
     Gradients of ``log_prob`` reach the energy, and the proposal through its density and its

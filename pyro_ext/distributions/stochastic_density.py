@@ -52,6 +52,11 @@ class _Masked(_KeepsScoreParts, MaskedDistribution):
     def density_kind(self) -> str:
         return self.base_dist.density_kind
 
+    def score_parts(self, value):
+        if self._mask is True:  # here Pyro asks log_prob
+            return self.base_dist.score_parts(value)
+        return super().score_parts(value)
+
 
 class StochasticDensity(_KeepsScoreParts, TorchDistribution):
     r"""Stochastic: a sampler with auxiliaries, whose ``log_prob`` is a random lower bound.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("pyro-ext", "torch", "pyro-ppl", "numpy", "arviz", "numpyro", "tfp-nightly")
+PACKAGES = ("pyro-ext", "torch", "pyro-ppl", "numpy", "arviz", "numpyro", "jax", "tfp-nightly")
 
 
 def record(

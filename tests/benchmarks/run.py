@@ -34,8 +34,9 @@ SETTINGS = {
         "batch size": 128,
         "dtype": "float32",
         "mean value": "mean log density in nats; of sample, mean square of the draws",
-        "note": "TFP draws candidates of its own for each value, as ours does unless shared; it "
-        "is asked for the target's density, so it scores candidates under the proposal too",
+        "note": "TFP draws candidates for each value, so the like-for-like ratio is that to our "
+        "own proposals, while shared ones are less work by design; TFP takes the target's "
+        "density, so it scores candidates under the proposal too",
     },
     "speed_multi_sample_elbo": {
         "model": "784-300-300-50, tanh, Bernoulli pixels",

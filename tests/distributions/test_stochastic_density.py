@@ -140,6 +140,7 @@ WRAPPERS = {  # how to wrap, and what becomes of the upper bound of the density 
     ),
     "to_event back": (lambda d: d.expand((2, 3)).to_event(2).to_event(-1), lambda u: u.sum(-1)),
     "mask": (lambda d: d.expand((2, 3)).mask(MASK), lambda upper: upper * MASK),
+    "mask by a flag": (lambda d: d.expand((2, 3)).mask(True), lambda upper: upper),
     "mask of to_event": (
         lambda d: d.expand((3, 2)).to_event(1).mask(MASK),
         lambda upper: upper.sum(-1) * MASK,

@@ -1,13 +1,8 @@
 """One training step of MultiSampleELBO beside the RenyiELBO (alpha=0) of Pyro and of NumPyro.
 
 The same VAE everywhere, with equal weights: loss and gradients, no optimiser. NumPyro's step is
-jitted, the others are eager.
+jitted, the others are eager. ``run.py`` fixes the threads.
 """
-
-import os
-
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pyro
 import pytest

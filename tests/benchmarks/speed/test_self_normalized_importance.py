@@ -2,14 +2,9 @@
 
 Both have the same energy (equal weights), the same proposal and as many candidates. TFP draws
 candidates for each value; ours does so too, or shares one set over the batch. The rows' mean
-density and mean square of the draws show that the same thing was computed.
+density and mean square of the draws show that the same thing was computed. ``run.py`` fixes the
+threads.
 """
-
-import os
-
-# XLA keeps to one thread, as torch does; both are read when JAX is imported.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pyro
 import pyro.distributions as dist
