@@ -10,6 +10,7 @@ from pathlib import Path
 from time import process_time
 from typing import NamedTuple
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import SVI
@@ -25,6 +26,7 @@ from pyro_ext.models.variational_autoencoder import VariationalAutoencoder
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.log_weights import effective_sample_size
 
+JUDGED_TOGETHER = 25  # images that share one set of the prior's proposals
 GREY_LEVELS = {"digits": 16, "mnist": 255, "static_mnist": 1}
 
 
@@ -117,15 +119,24 @@ def judge(vae: VariationalAutoencoder, x: Tensor, num_particles: int, label: str
     elbo = MultiSampleELBO(num_particles, max_plate_nesting=1)
     with pyro.get_param_store().scope():
         log_w = torch.cat(
-            [elbo.log_weights(vae.model, vae.guide, part) for part in tqdm(x.split(100), label)], 1
+            [
+                elbo.log_weights(vae.model, vae.guide, part)
+                for part in tqdm(x.split(JUDGED_TOGETHER), label)
+            ],
+            1,
         )
     return Verdict(iwae(log_w), effective_sample_size(log_w), pareto_k(log_w))
 
 
 def paired_difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Mean difference over images, and its standard error."""
+    """Mean difference over images, and its standard error.
+
+    The error is that of the means over images judged together, since the noise of the proposals
+    that they share does not average out among them.
+    """
     difference = ours - theirs
-    return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()
+    means = torch.stack([part.mean() for part in difference.split(JUDGED_TOGETHER)])
+    return difference.mean().item(), (means.std() / len(means) ** 0.5).item()
 
 
 def report(fits: dict[str, Fit], verdicts: dict[str, Verdict]) -> str:
@@ -143,16 +154,11 @@ def report(fits: dict[str, Fit], verdicts: dict[str, Verdict]) -> str:
     return "\n".join(lines)
 
 
-@torch.no_grad()
 def draw_picture(fits: dict[str, Fit], images: Images, path: Path | None = None):
     """Data, reconstructions, samples and training curves; returns the figure's axes."""
     import matplotlib.pyplot as plt
 
-    panels = {"test data": images.test[:50]}
-    for prior, fit in fits.items():
-        x = images.test[:50].to(next(fit.vae.parameters()).device)
-        panels[f"reconstructions,\n{prior} prior"] = fit.vae.decode(fit.vae.encode(x).mean).mean
-        panels[f"samples,\n{prior} prior"] = fit.vae.decode(fit.vae.prior().sample((50,))).mean
+    panels = _panels(fits, images.test[:50])
     widths = [1.0] * len(panels) + [2.0]
     figure, axes = plt.subplots(
         1, len(widths), figsize=(1.9 * sum(widths), 4.4), width_ratios=widths, layout="constrained"
@@ -167,18 +173,31 @@ def draw_picture(fits: dict[str, Fit], images: Images, path: Path | None = None)
     return axes
 
 
-def _mosaic(pixels: Tensor, side: int, columns: int = 5) -> Tensor:
-    """Tiles flattened images with a white margin of one pixel."""
+@torch.no_grad()
+def _panels(fits: dict[str, Fit], x: Tensor) -> dict[str, Tensor]:
+    panels = {"test data": x}
+    with pyro.get_param_store().scope():
+        for prior, (vae, *_) in fits.items():
+            q = vae.encode(x.to(next(vae.parameters()).device))
+            panels[f"reconstructions,\n{prior} prior"] = vae.decode(q.mean).mean
+            panels[f"samples,\n{prior} prior"] = vae.decode(vae.prior().sample((50,))).mean
+    return panels
+
+
+def _mosaic(pixels: Tensor, side: int, columns: int = 5) -> np.ndarray:
+    """Tiles flattened images with a white margin of one pixel; fills the last row with white."""
+    pixels = torch.cat([pixels, pixels.new_zeros(-len(pixels) % columns, side * side)])
     tiles = torch.nn.functional.pad(pixels.reshape(-1, side, side), (0, 1, 0, 1)).cpu()
     rows = tiles.reshape(-1, columns, side + 1, side + 1)
-    return rows.permute(0, 2, 1, 3).reshape(-1, columns * (side + 1))
+    return rows.permute(0, 2, 1, 3).reshape(-1, columns * (side + 1)).numpy()
 
 
 def _draw_curves(axis, fits: dict[str, Fit]) -> None:
     for prior, fit in fits.items():
         window = max(1, len(fit.losses) // 50)
         smooth = -fit.losses.unfold(0, window, window).mean(-1)
-        axis.plot(torch.arange(1, len(smooth) + 1) * window, smooth, label=f"{prior} prior")
+        steps = window * np.arange(1, len(smooth) + 1)
+        axis.plot(steps, smooth.numpy(), label=f"{prior} prior")
     axis.set(title="training bound", xlabel="step", ylabel="nats per image")
     low = min(-fit.losses[len(fit.losses) // 10 :].max().item() for fit in fits.values())
     axis.set_ylim(bottom=low)

@@ -128,7 +128,8 @@ def _arrange(tensor: Tensor, site: Site, event_dim: int) -> Tensor:
         tensor.shape[: tensor.dim() - event_dim],
         tensor.shape[tensor.dim() - event_dim :],
     )
-    return tensor.reshape(*(batch[dim] for dim in _dims(site) if -dim <= len(batch)), *event)
+    plates = tuple(batch[dim] for dim in _dims(site) if -dim <= len(batch))
+    return tensor.reshape(plates + event)
 
 
 def _value(site: Site) -> Tensor:

@@ -8,9 +8,11 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.stats import kstest
+
+from pyro_ext.data.simulate import TwoRings
 from pyro_ext.distributions import SelfNormalizedImportance, StochasticDensity
 from pyro_ext.nn import EnergyNet
-from scipy.stats import kstest
 
 GRID = torch.linspace(-9, 9, 1501, dtype=torch.float64)
 STEP = GRID[1] - GRID[0]
@@ -216,6 +218,22 @@ def test_frozen_gradient_against_finite_differences():
     weight = net.layers[0].weight.detach().clone().requires_grad_()
     scale = torch.tensor([0.8, 1.3], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(log_prob, (weight, scale))
+
+
+@pytest.mark.slow
+def test_maximum_likelihood_learns_two_rings():
+    target, net = TwoRings(), EnergyNet(2, (20, 20))
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    proposal = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    d = SelfNormalizedImportance(proposal, net, 1024)
+    for _ in range(4_000):
+        optimizer.zero_grad()
+        (-d.log_prob(target.sample((128,))).mean()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        score = d.tight(20).log_prob(target.sample((5_000,))).mean().item()
+    # the proposal alone scores -2.36, the target itself -1.514; the score's error is 0.012
+    assert -2.0 < score < -1.45
 
 
 # Behaviour: sharing, shapes, dtypes.

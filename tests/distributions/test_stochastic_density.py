@@ -23,6 +23,7 @@ from pyro.infer import (
     TraceMeanField_ELBO,
 )
 from pyro.infer.mcmc import HMC, MCMC, NUTS
+
 from pyro_ext.distributions import AuxiliaryLost, SelfNormalizedImportance, StochasticDensity
 from pyro_ext.infer import MultiSampleELBO
 from pyro_ext.nn import EnergyNet
@@ -69,7 +70,11 @@ def guide(plates=1):
 
 def assert_mean(samples, expected):
     error = samples.std(0) / len(samples) ** 0.5
-    assert ((samples.mean(0) - expected).abs() < 5 * error).all(), (samples.mean(0), error, expected)
+    assert ((samples.mean(0) - expected).abs() < 5 * error).all(), (
+        samples.mean(0),
+        error,
+        expected,
+    )
 
 
 # Guide position.
@@ -233,7 +238,9 @@ def test_svi_trains_the_guide():
 def test_as_a_prior_the_elbo_stays_below_the_evidence():
     prior = snis(share_proposals=False)
     log_prior = prior.tight(20_000).log_prob(GRID)
-    log_evidence = torch.logsumexp(log_prior + dist.Normal(GRID, 1.0).log_prob(DATUM), 0) + STEP.log()
+    log_evidence = (
+        torch.logsumexp(log_prior + dist.Normal(GRID, 1.0).log_prob(DATUM), 0) + STEP.log()
+    )
 
     def model(plates):
         with pyro.plate("data", plates):
@@ -297,7 +304,9 @@ def test_mcmc_of_a_random_likelihood_is_refused_too():
         MCMC(NUTS(model), num_samples=2, warmup_steps=1, disable_progbar=True).run()
 
 
-@pytest.mark.parametrize("density", [snis().tight(50).frozen(0), snis().expand((2,)).frozen(0).to_event(1)])
+@pytest.mark.parametrize(
+    "density", [snis().tight(50).frozen(0), snis().expand((2,)).frozen(0).to_event(1)]
+)
 def test_mcmc_runs_on_a_frozen_density(density):
     mcmc = MCMC(NUTS(latent(density)), num_samples=3, warmup_steps=2, disable_progbar=True)
     mcmc.run()

@@ -5,6 +5,7 @@ Statistical assertions state their number of standard errors: 5 is a false-alarm
 """
 
 import math
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +15,7 @@ from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.nn import PyroModule, PyroParam
+
 from pyro_ext.infer import MultiSampleELBO
 from pyro_ext.ops import iwae
 
@@ -179,7 +181,7 @@ def test_sequential_particles_share_their_subsample():
 
 def test_bound_grows_with_the_particles_up_to_the_evidence():
     values = [evaluate(MultiSampleELBO(k), Conjugate(**IMPERFECT), 600) for k in (1, 3, 30)]
-    for (low, low_error), (high, high_error) in zip(values, values[1:], strict=False):
+    for (low, low_error), (high, high_error) in pairwise(values):
         assert high > low + 5 * math.hypot(low_error, high_error)
     assert values[-1][0] < LOG_EVIDENCE.sum() + 4 * values[-1][1]
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from pyro_ext.nn import EnergyNet
 from torch import nn
+
+from pyro_ext.nn import EnergyNet
 
 
 def test_energy_against_matrix_products():
@@ -44,5 +45,7 @@ def test_state_dict_round_trip_keeps_the_center(tmp_path):
 def test_bad_sizes_and_centers_are_refused():
     with pytest.raises(ValueError, match="positive sizes"):
         EnergyNet(2, (0,))
-    with pytest.raises(ValueError, match=r"center has shape \(3,\), expected the event shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"center has shape \(3,\), expected the event shape \(2,\)"
+    ):
         EnergyNet(2, (4,), center=torch.zeros(3))

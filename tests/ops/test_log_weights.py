@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from pyro_ext.ops import effective_sample_size, iwae, log_mean_exp
 
 

@@ -1,0 +1,151 @@
+"""The VAE against its own formulas, in every objective, and trained on a known answer."""
+
+import copy
+import math
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+from pyro_ext.infer import MultiSampleELBO
+from pyro_ext.models import EnergyInspiredPrior, VariationalAutoencoder
+
+
+def small(prior=None, **kwargs):
+    return VariationalAutoencoder(6, 2, (5,), prior, **kwargs)
+
+
+def pixels(num=4, dim=6):
+    return torch.bernoulli(torch.full((num, dim), 0.5))
+
+
+def test_log_joint_against_the_formula():
+    vae, x = small(data_mean=torch.full((6,), 0.3)), pixels()
+    trace = poutine.trace(poutine.condition(vae.model, {"z": torch.ones(4, 2)})).get_trace(x)
+    logits = vae.decoder(torch.ones(4, 2))
+    prior = 4 * 2 * (-0.5 - 0.5 * math.log(2 * math.pi))
+    expected = prior - nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+    torch.testing.assert_close(trace.log_prob_sum(), expected)
+    q = vae.encode(x)
+    loc, raw = vae.encoder(x - 0.3)
+    torch.testing.assert_close(q.mean, loc)
+    torch.testing.assert_close(q.stddev, nn.functional.softplus(raw) + 1e-5)
+
+
+def test_a_mini_batch_stands_for_the_data():
+    vae, x = small(), pixels()
+    trace = poutine.trace(vae.model).get_trace(x, size=40)
+    trace.compute_log_prob()
+    node = trace.nodes["x"]
+    torch.testing.assert_close(node["log_prob"], 10 * node["unscaled_log_prob"])
+
+
+@pytest.mark.parametrize("prior", [None, EnergyInspiredPrior(2, (4,), 8)], ids=["normal", "snis"])
+@pytest.mark.parametrize("fit", ["svi", "torch", "torch, local parameters"])
+@pytest.mark.parametrize(
+    "elbo",
+    [MultiSampleELBO(3), MultiSampleELBO(2, vectorize_particles=False), Trace_ELBO()],
+    ids=["vectorised", "sequential", "trace"],
+)
+def test_every_parameter_is_trained(elbo, fit, prior):
+    with pyro.settings.context(module_local_params="local" in fit):
+        vae = small(copy.deepcopy(prior))
+        before = copy.deepcopy(vae.state_dict())
+        if fit == "svi":
+            svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.1}), elbo)
+            assert math.isfinite(svi.step(pixels(), size=100))
+        else:
+            optimizer = torch.optim.Adam(vae.parameters(), lr=0.1)
+            elbo.differentiable_loss(vae.model, vae.guide, pixels(), size=100).backward()
+            optimizer.step()
+    unmoved = [name for name, value in vae.state_dict().items() if torch.equal(value, before[name])]
+    # a constant in the energy cancels, so that its last bias has no gradient
+    assert set(unmoved) <= {"prior.energy.layers.2.bias"}
+
+
+def test_mean_field_elbo_works_with_the_normal_prior():
+    vae = small()
+    assert math.isfinite(TraceMeanField_ELBO().loss(vae.model, vae.guide, pixels()))
+
+
+def test_generation_and_prediction():
+    vae = small(EnergyInspiredPrior(2, (4,), 8))
+    assert vae.model(size=3).shape == (3, 6)
+    samples = Predictive(vae.model, num_samples=5, parallel=True)(size=3)
+    assert samples["x"].shape == (5, 3, 6)
+    assert samples["z"].shape == (5, 3, 2)
+
+
+def test_data_mean_starts_the_decoder():
+    mean = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0, 0.3])
+    vae = small(data_mean=mean)
+    with torch.no_grad():
+        for layer in vae.decoder.layers:
+            layer.weight.zero_()
+    expected = mean.clamp(1e-4, 1 - 1e-4)
+    torch.testing.assert_close(vae.decode(torch.zeros(1, 2)).mean[0], expected)
+
+
+def normal_pixels(loc):
+    return dist.Normal(loc, 0.1).to_event(1)
+
+
+def test_another_observation():
+    vae = small(observation=normal_pixels, data_mean=torch.zeros(6))
+    assert math.isfinite(MultiSampleELBO(2).loss(vae.model, vae.guide, torch.randn(4, 6)))
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_score_alike(copier):
+    vae, x = small(EnergyInspiredPrior(2, (4,), 8)), pixels()
+    elbo, losses = MultiSampleELBO(3, max_plate_nesting=1), []
+    for module in (vae, copier(vae)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        losses.append(elbo.loss(module.model, module.guide, x))
+    assert losses[0] == losses[1]
+
+
+def test_state_dict_round_trip(tmp_path):
+    vae, other = small(data_mean=torch.full((6,), 0.2)), small(data_mean=torch.zeros(6))
+    torch.save(vae.state_dict(), tmp_path / "vae.pt")
+    other.load_state_dict(torch.load(tmp_path / "vae.pt", weights_only=True))
+    x = pixels()
+    assert torch.equal(vae.encode(x).mean, other.encode(x).mean)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="positive sizes"):
+        VariationalAutoencoder(6, 0)
+    with pytest.raises(ValueError, match=r"prior draws events of shape \(3,\), expected \(2,\)"):
+        small(EnergyInspiredPrior(3, (4,), 8))
+    with pytest.raises(ValueError, match=r"data_mean has shape \(5,\), expected \(6,\)"):
+        small(data_mean=torch.zeros(5))
+    with pytest.raises(ValueError, match=r"shape \(batch, 6\), got \(4, 2, 3\)"):
+        small().model(torch.zeros(4, 2, 3))
+    with pytest.raises(ValueError, match="batch of 4 cannot stand for size=3"):
+        small().model(pixels(), size=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "prior", [None, EnergyInspiredPrior(1, (20,), 256)], ids=["normal", "snis"]
+)
+def test_training_reaches_the_likelihood_of_a_known_mixture(prior):
+    prototypes = torch.tensor([[0.9] * 8 + [0.1] * 8, [0.1] * 8 + [0.9] * 8])
+    x = torch.bernoulli(prototypes[torch.randint(2, (2_000,))])
+    log_components = dist.Bernoulli(prototypes).to_event(1).log_prob(x[:, None])
+    exact = (log_components.logsumexp(1) - math.log(2)).mean()
+    vae = VariationalAutoencoder(16, 1, (20,), copy.deepcopy(prior))
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 5e-3}), MultiSampleELBO(5))
+    for _ in range(2_500):
+        svi.step(x[torch.randint(2_000, (128,))])
+    bounds = [-MultiSampleELBO(50).loss(vae.model, vae.guide, x) / 2_000 for _ in range(30)]
+    bound = sum(bounds) / 30  # the images of one evaluation share the prior's proposals
+    # 300 parameters may gain 300 / 2 / 2,000 nats on their own training data
+    assert exact - 0.15 < bound < exact + 0.075
