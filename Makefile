@@ -49,7 +49,7 @@ docs: $(VENV)/.installed-docs  ## build docs/_build/html, warnings are errors
 	@echo "open docs/_build/html/index.html"
 
 notebooks: $(VENV)/.installed-dev  ## execute every notebook in place
-	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=1800 -p no:cacheprovider notebooks $(ARGS)
+	TQDM_DISABLE=1 $(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=1800 -p no:cacheprovider notebooks $(ARGS)
 	@echo "open the notebooks in notebooks/"
 
 bench: $(VENV)/.installed-bench  ## measure: speed beside peers, then the papers' figures (BUDGET=small|paper)
