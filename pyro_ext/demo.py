@@ -6,6 +6,7 @@
 import argparse
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import process_time
 from typing import NamedTuple
@@ -65,9 +66,9 @@ class Verdict(NamedTuple):
     pareto_k: Tensor  # (M,)
 
 
-def read_images(name: str, num_test: int, seed: int = 0) -> Images:
+def read_images(name: str, num_test: int, seed: int = 0, *, download: bool = False) -> Images:
     """Loads a data set; binarises its test images once, with a fixed seed."""
-    arrays = load(name)
+    arrays = load(name, download=download)
     levels = GREY_LEVELS[name]
     generator = torch.Generator().manual_seed(seed)
     train, test = (arrays[key].flatten(1).float() / levels for key in ("x_train", "x_test"))
@@ -93,7 +94,7 @@ def train(
     *,
     num_particles: int = 1,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     seed: int = 0,
     label: str = "training",
 ) -> Fit:
@@ -217,37 +218,66 @@ def export(fit: Fit, images: Images, num_images: int, num_draws: int, path: Path
 def main(argv: Sequence[str] | None = None) -> dict[str, Verdict]:
     """Runs the job; prints its progress and what to look at."""
     options = _parse(argv)
-    out: Path = options.out
-    out.mkdir(parents=True, exist_ok=True)
-    images = read_images(options.data, options.num_test)
+    try:
+        images = read_images(options.data, options.num_test, download=options.download)
+    except FileNotFoundError as error:
+        raise SystemExit(f"{error}\nOr let --download fetch it.") from error
+    options.out.mkdir(parents=True, exist_ok=True)
     priors = ["normal", "snis"] if options.prior == "both" else [options.prior]
-    fits, verdicts = {}, {}
-    for prior in priors:
-        pyro.set_rng_seed(options.seed)
-        vae = build(images, prior, options.num_proposals, small=images.side < 20)
-        fits[prior] = train(
-            vae.to(options.device),
-            images,
-            options.steps,
-            num_particles=options.num_particles,
-            seed=options.seed,
-            label=f"train, {prior} prior",
-        )
+    with _threads(options.threads):
+        fits = {prior: _fit(images, prior, options) for prior in priors}
         test = images.test.to(options.device)
-        verdicts[prior] = judge(vae, test, options.num_judges, label=f"judge, {prior} prior")
+        verdicts = {
+            prior: judge(fit.vae, test, options.num_judges, label=f"judge, {prior} prior")
+            for prior, fit in fits.items()
+        }
+        _conclude(images, fits, verdicts, options)
+    return verdicts
+
+
+@contextmanager
+def _threads(num: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fit(images: Images, prior: str, options: argparse.Namespace) -> Fit:
+    pyro.set_rng_seed(options.seed)
+    vae = build(images, prior, options.num_proposals, small=images.side < 20)
+    return train(
+        vae.to(options.device),
+        images,
+        options.steps,
+        num_particles=options.num_particles,
+        seed=options.seed,
+        label=f"train, {prior} prior",
+    )
+
+
+def _conclude(
+    images: Images,
+    fits: dict[str, Fit],
+    verdicts: dict[str, Verdict],
+    options: argparse.Namespace,
+) -> None:
+    import matplotlib.pyplot as plt
+
+    picture, posterior = options.out / "demo.png", options.out / "posterior.nc"
     print(
         f"\n{images.name}: {len(images.train)} training and {len(images.test)} test images, "
         f"{options.steps} steps, IWAE-{options.num_judges} on test images\n"
     )
     print(report(fits, verdicts))
-    data = export(fits[priors[-1]], images, 20, 500, out / "posterior.nc")
-    _print_arviz(data)
-    draw_picture(fits, images, out / "demo.png")
+    _print_arviz(export(list(fits.values())[-1], images, 20, 500, posterior))
+    plt.close(draw_picture(fits, images, picture)[0].figure)
     print(
-        f"\nOpen {out / 'demo.png'} (data, reconstructions, samples, curves); "
-        f"arviz.from_netcdf('{out / 'posterior.nc'}') has the posterior."
+        f"\nOpen {picture} (data, reconstructions, samples, training curves); "
+        f"arviz.from_netcdf('{posterior}') has the posterior."
     )
-    return verdicts
 
 
 def _print_arviz(data) -> None:
@@ -275,7 +305,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-proposals", type=int, default=1024, help="of the SNIS prior")
     parser.add_argument("--num-test", type=int, default=1000, help="test images at most")
     parser.add_argument("--num-judges", type=int, default=1000, help="particles of the test bound")
+    parser.add_argument("--download", action="store_true", help="fetch absent data, verified")
     parser.add_argument("--device", type=_device, default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="one is best for small networks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     return parser.parse_args(argv)

@@ -99,6 +99,19 @@ def test_a_device_that_is_not_there(capsys):
     assert "'cuda:99' is not available here" in capsys.readouterr().err
 
 
+def test_absent_data_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYRO_EXT_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"(?s)PYRO_EXT_DATA.*--download"):
+        main(["--data", "mnist"])
+
+
+def test_threads_are_given_back(tmp_path):
+    before = torch.get_num_threads()
+    main([*SHORT, "--prior", "normal", "--threads", "3", "--out", str(tmp_path)])
+    assert torch.get_num_threads() == before
+
+
 @pytest.mark.gpu
 def test_on_a_gpu(tmp_path):
     verdicts = main([*SHORT, "--device", "cuda", "--out", str(tmp_path)])

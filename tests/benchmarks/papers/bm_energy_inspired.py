@@ -69,7 +69,7 @@ def main():
         "num_proposals": 1024,
         "energy": "50-100-100-1, tanh",
         "batch size": 128,
-        "optimiser": "Adam 1e-3, cosine",
+        "optimiser": "Adam 2e-3, cosine",
         "training particles": 1,
         **budget,
     }
