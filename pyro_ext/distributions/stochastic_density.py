@@ -229,7 +229,7 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
                 f"cannot be expanded to {tuple(batch_shape)}."
             )
         new = copy.copy(self) if _instance is None else _instance
-        new.__setstate__({**self.__getstate__(), "_batch_shape": batch_shape})
+        new.__dict__.update(self.__getstate__(), _batch_shape=batch_shape)
         return new
 
     def _bound(self, value: Tensor, log_w: Tensor) -> Tensor:
@@ -263,9 +263,6 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
 
     def __getstate__(self):
         return {name: value for name, value in self.__dict__.items() if name != "_draws"}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state, _draws=None)
 
 
 def _expands_to(shape: torch.Size, batch_shape: torch.Size) -> bool:

@@ -256,6 +256,19 @@ def test_cost_with_and_without_sharing(share, expected):
     assert energy.evaluations == expected
 
 
+def test_tight_averages_as_many_weights_on_both_sides():
+    energy = Counting()
+    d = SelfNormalizedImportance(dist.Normal(0.0, 1.0), energy, 10).tight(3)
+    x = d.sample()
+    energy.evaluations = 0
+    d.log_prob(x)
+    lower = energy.evaluations
+    d.score_parts(x)
+    upper = energy.evaluations - lower
+    assert lower == 3 * 9 + 1  # three sets of others, the value itself
+    assert upper == 2 * 9 + 2  # its own others were scored by sample()
+
+
 def test_shared_bounds_of_equal_values_are_equal():
     x = torch.zeros(4, dtype=torch.float64)
     assert snis(5).log_prob(x).unique().numel() == 1
