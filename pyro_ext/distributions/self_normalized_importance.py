@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution, constraints
 
 from pyro_ext.distributions.stochastic_density import StochasticDensity
+from pyro_ext.distributions.wrappers import density_kind
+from pyro_ext.ops.counts import count
 
 
 class _Others(NamedTuple):
@@ -49,8 +51,9 @@ class SelfNormalizedImportance(StochasticDensity):
 
     Args:
         proposal: :math:`\pi`, any distribution with the event shape of the result.
-        energy: :math:`U`, a callable from ``(..., *event_shape)`` to ``(...)`` in nats; a module
-            with an attribute ``event_shape`` has it checked here.
+        energy: :math:`U`, a callable from ``(..., *event_shape)`` to ``(...)`` in nats, which
+            leaves its argument alone. It may depend on the batch, and then returns
+            ``(..., *batch_shape)``. An attribute ``event_shape`` is checked here.
         num_proposals: :math:`K \ge 1`, the candidates per draw.
         share_proposals: whether one density evaluation uses one set of fresh proposals for all
             values, over which the proposal does not differ: ``K + B`` instead of ``K * B``
@@ -88,15 +91,10 @@ class SelfNormalizedImportance(StochasticDensity):
         *,
         validate_args: bool | None = None,
     ):
-        if not isinstance(num_proposals, int) or num_proposals < 1:
-            raise ValueError(
-                "SelfNormalizedImportance chooses among num_proposals >= 1 candidates, "
-                f"got num_proposals={num_proposals!r}."
-            )
-        _check_event_shape(proposal, energy)
+        _check_proposal(proposal, energy)
         self.proposal = proposal
         self.energy = energy
-        self.num_proposals = num_proposals
+        self.num_proposals = count(num_proposals, "num_proposals")
         self.share_proposals = share_proposals
         super().__init__(proposal.batch_shape, proposal.event_shape, validate_args=validate_args)
 
@@ -131,9 +129,9 @@ class SelfNormalizedImportance(StochasticDensity):
         """Draws the ``num_proposals - 1`` other candidates, ``num`` times."""
         if self.num_proposals == 1:
             return _Others(None)
-        proposal = self.proposal
-        if not self.share_proposals and self._seed is None:
-            proposal = proposal.expand(self._batch_of(value, self.batch_shape))
+        shared = self.share_proposals or self._seed is not None
+        batch_shape = self._shared_batch if shared else self._batch_of(value, self.batch_shape)
+        proposal = self.proposal.expand(batch_shape)
         draw = proposal.rsample if proposal.has_rsample else proposal.sample
         others = draw(torch.Size((num, self.num_proposals - 1)))
         if not proposal.has_rsample:
@@ -145,7 +143,7 @@ class SelfNormalizedImportance(StochasticDensity):
         log_pi = self.proposal.log_prob(value)
         if auxiliaries.log_sum is None:
             return log_pi.unsqueeze(0)
-        value = value.expand(self._batch_of(value, self.proposal.batch_shape) + self.event_shape)
+        value = value.expand(self._batch_of(value, self._shared_batch) + self.event_shape)
         log_w = self._log_weight(value)  # (*batch)
         ratio = _align(auxiliaries.log_sum, log_w.dim()) - log_w  # (num, *batch)
         log_total = torch.logaddexp(torch.zeros_like(ratio), ratio)
@@ -170,9 +168,22 @@ class SelfNormalizedImportance(StochasticDensity):
             )
         return super().score_parts(value)
 
+    def frozen(self, seed: int):
+        """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""
+        new = super().frozen(seed)
+        if self._proposal_kind != "exact":
+            new.proposal = self.proposal.frozen(seed)  # type: ignore[attr-defined]
+        return new
+
     @property
     def _proposal_kind(self) -> str:
-        return getattr(self.proposal, "density_kind", "exact")
+        return density_kind(self.proposal)
+
+    @property
+    def _shared_batch(self) -> torch.Size:
+        """The proposal's batch shape with a dimension for each of ours, so that both line up."""
+        missing = len(self.batch_shape) - len(self.proposal.batch_shape)
+        return torch.Size((1,) * missing) + self.proposal.batch_shape
 
     def _batch_of(self, value: Tensor, batch_shape: torch.Size) -> torch.Size:
         return torch.broadcast_shapes(value.shape[: value.dim() - self.event_dim], batch_shape)
@@ -180,7 +191,7 @@ class SelfNormalizedImportance(StochasticDensity):
     def _log_weight(self, x: Tensor) -> Tensor:
         energy = _evaluate(self.energy, x, self.event_shape)
         expected = x.shape[: x.dim() - self.event_dim]
-        if energy.shape != expected:
+        if energy.shape not in (expected, torch.broadcast_shapes(expected, self.batch_shape)):
             raise ValueError(
                 f"The energy returned shape {tuple(energy.shape)} for values of shape "
                 f"{tuple(x.shape)}, expected {tuple(expected)}: it maps (..., *event_shape) to "
@@ -201,9 +212,15 @@ class SelfNormalizedImportance(StochasticDensity):
         )
 
 
-def _check_event_shape(proposal: Distribution, energy: Callable) -> None:
+def _check_proposal(proposal: Distribution, energy: Callable) -> None:
+    if not isinstance(proposal, Distribution) or not callable(energy):
+        raise ValueError(
+            "SelfNormalizedImportance takes a distribution as proposal and a callable as energy, "
+            f"got {proposal!r} and {energy!r}."
+        )
     declared = getattr(energy, "event_shape", proposal.event_shape)
-    if torch.Size(declared) != proposal.event_shape:
+    declared = torch.Size([declared] if isinstance(declared, int) else declared)
+    if declared != proposal.event_shape:
         raise ValueError(
             f"The energy is defined on events of shape {tuple(declared)}, but the proposal "
             f"{proposal} draws events of shape {tuple(proposal.event_shape)}. Make them agree; "
@@ -213,7 +230,7 @@ def _check_event_shape(proposal: Distribution, energy: Callable) -> None:
 
 def _evaluate(energy: Callable[[Tensor], Tensor], x: Tensor, event_shape: torch.Size) -> Tensor:
     try:
-        return energy(x)
+        result = energy(x)
     except RuntimeError as error:
         if re.search("shape|size", str(error)) is None:
             raise
@@ -222,6 +239,10 @@ def _evaluate(energy: Callable[[Tensor], Tensor], x: Tensor, event_shape: torch.
             f"{tuple(event_shape)}: {error}. It must accept the proposal's events, and any "
             "dimensions to the left of them."
         ) from error
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        kind = getattr(result, "dtype", type(result).__name__)
+        raise ValueError(f"The energy must return a tensor of floating-point numbers, got {kind}.")
+    return result
 
 
 def _refuse_biased_gradient(proposal: Distribution, others: Tensor) -> None:

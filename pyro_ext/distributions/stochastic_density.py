@@ -1,64 +1,37 @@
 """The one base class of the library: samplers whose marginal density is intractable."""
 
 import copy
-import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
-from pyro.distributions.torch import Independent
-from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.distributions.util import sum_rightmost
 from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pyro_ext.distributions.caller import is_mcmc, is_score_parts, is_weighing
+from pyro_ext.distributions.wrappers import KeepsScoreParts
 from pyro_ext.ops.bounds import iwae
+from pyro_ext.ops.counts import count
 
 
 class AuxiliaryLost(RuntimeError):  # noqa: N818 - a state of the value, named as in the docs
     """A stochastic density was scored as a guide on a value whose auxiliaries are gone."""
 
 
-class _KeepsScoreParts:
-    """Wraps so that ``score_parts`` reaches the density inside; Pyro's Independent forgets it."""
+class _Draw(NamedTuple):
+    """What is remembered of a draw, while its tensor lives."""
 
-    def to_event(self, reinterpreted_batch_ndims=None):
-        wrapped = super().to_event(reinterpreted_batch_ndims)  # type: ignore[misc]
-        if type(wrapped) is Independent:
-            return _Independent(wrapped.base_dist, wrapped.reinterpreted_batch_ndims)
-        return wrapped
-
-    def mask(self, mask):
-        return _Masked(self, mask)
+    auxiliaries: Any
+    with_grad: bool
+    version: int  # of the tensor, which operations in place increase
 
 
-class _Independent(_KeepsScoreParts, Independent):  # type: ignore[override]
-    @property
-    def density_kind(self) -> str:
-        return self.base_dist.density_kind
-
-    def score_parts(self, value):
-        parts = self.base_dist.score_parts(value)
-        return ScoreParts(*(sum_rightmost(part, self.reinterpreted_batch_ndims) for part in parts))
-
-
-class _Masked(_KeepsScoreParts, MaskedDistribution):
-    @property
-    def density_kind(self) -> str:
-        return self.base_dist.density_kind
-
-    def score_parts(self, value):
-        if self._mask is True:  # here Pyro asks log_prob
-            return self.base_dist.score_parts(value)
-        return super().score_parts(value)
-
-
-class StochasticDensity(_KeepsScoreParts, TorchDistribution):
+class StochasticDensity(KeepsScoreParts, TorchDistribution):
     r"""Stochastic: a sampler with auxiliaries, whose ``log_prob`` is a random lower bound.
 
     A sampler that draws auxiliaries :math:`a` on its way to :math:`x` has the density
@@ -86,9 +59,11 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
     MCMC kernels need a deterministic density: see :meth:`frozen`. The auxiliaries live as long as
     the tensor they produced; copies and pickles of a distribution start without any.
 
-    Do not wrap a stochastic density in a ``TransformedDistribution`` on the guide's side: it
-    scores the inverse image, a new tensor, with ``log_prob``. ``to_event``, ``mask`` and
-    ``expand`` are safe.
+    ``to_event``, ``mask`` and ``expand`` keep both sides apart. Another wrapper on the guide's
+    side (``TransformedDistribution``, ``pyro.distributions.Independent`` called by name, a
+    mixture) would ask ``log_prob`` where it must ask ``score_parts``, and so would
+    :class:`pyro.infer.Importance`: they raise. Two callers cannot be seen: an MCMC kernel whose
+    potential is compiled, and inference code that is not Pyro's.
 
     **Deriving a sampler.** Implement :meth:`simulate`, :meth:`draw_auxiliaries` and
     :meth:`log_weights`; :meth:`score_function` too if :math:`x` is not reparameterised. Let
@@ -161,38 +136,38 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
         return self._remember(value, auxiliaries)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        r"""Stochastic lower bound on :math:`\log p(x)` in nats, from fresh auxiliaries."""
-        if self._seed is None and self.density_kind != "exact":
-            _refuse_mcmc(self)
+        r"""Stochastic lower bound on :math:`\log p(x)` in nats, from fresh auxiliaries.
+
+        Raises:
+            ValueError: if an MCMC kernel asks and the density is not frozen.
+            AuxiliaryLost: if code of Pyro's asks on behalf of a guide, which needs the other side.
+        """
+        if self.density_kind != "exact":
+            self._check_caller(value)
         if self._validate_args:
             self._validate_sample(value)
-        auxiliaries = self._draw_fresh(value, self._num_weights)
+        if self._seed is None:
+            auxiliaries = self.draw_auxiliaries(value, self._num_weights)
+        else:
+            with _seeded(self._seed, value.device):
+                auxiliaries = self.draw_auxiliaries(value, self._num_weights)
         return self._bound(value, self.log_weights(value, auxiliaries))
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         r"""Stochastic upper bound on :math:`\log p(x)`, from the auxiliaries that made ``value``.
 
         Raises:
-            AuxiliaryLost: if this instance did not sample this very tensor.
+            AuxiliaryLost: if this instance did not sample this very tensor, or sampled it under
+                ``torch.no_grad()`` and is now asked for a gradient.
         """
         auxiliaries = self._recall(value)
         log_w = self.log_weights(value, auxiliaries)
-        if self._num_weights > 1:
-            fresh = self._draw_fresh(value, self._num_weights - 1)
+        if self._num_weights > 1:  # fresh ones even if frozen, or it were no bound
+            fresh = self.draw_auxiliaries(value, self._num_weights - 1)
             log_w = torch.cat([log_w, self.log_weights(value, fresh)])
         upper = self._bound(value, log_w)
         score: Any = self.score_function(auxiliaries)
         return ScoreParts(upper, score, upper)
-
-    def sample_and_log_prob(self, sample_shape=torch.Size()) -> tuple[Tensor, Tensor]:
-        """Draws values together with the stochastic upper bound on their log density."""
-        value = self.sample(sample_shape)
-        return value, self.score_parts(value).log_prob
-
-    def rsample_and_log_prob(self, sample_shape=torch.Size()) -> tuple[Tensor, Tensor]:
-        """The same with pathwise gradients, where the sampler has them."""
-        value = self.rsample(sample_shape)
-        return value, self.score_parts(value).log_prob
 
     # Variants of the same density.
 
@@ -204,10 +179,8 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
         Raises:
             ValueError: if ``num < 1``.
         """
-        if not isinstance(num, int) or num < 1:
-            raise ValueError(f"tight(num) averages num >= 1 weights, got num={num!r}.")
         new = copy.copy(self)
-        new._num_weights = num
+        new._num_weights = count(num, "num")
         return new
 
     def frozen(self, seed: int):
@@ -236,30 +209,47 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
         batch = value.shape[: value.dim() - self.event_dim]
         return iwae(log_w).expand(torch.broadcast_shapes(batch, self.batch_shape))
 
-    def _draw_fresh(self, value: Tensor, num: int) -> Any:
-        if self._seed is None:
-            return self.draw_auxiliaries(value, num)
-        with _seeded(self._seed, value.device):
-            return self.draw_auxiliaries(value, num)
+    def _check_caller(self, value: Tensor) -> None:
+        name = type(self).__name__
+        if self._seed is None and is_mcmc():
+            raise ValueError(
+                f"MCMC needs a deterministic density, but log_prob of {name} is random. Put "
+                ".frozen(seed) at the model's site, best after .tight(num)."
+            )
+        if is_score_parts() or (self._find(value) is not None and is_weighing()):
+            raise AuxiliaryLost(
+                f"A guide's site was scored with log_prob of {name}, a lower bound where an upper "
+                "one is needed. Wrap the density with its own methods to_event, mask and expand "
+                "only, and weigh its draws with MultiSampleELBO.log_weights."
+            )
 
     def _remember(self, value: Tensor, auxiliaries: Any) -> Tensor:
         if self._draws is None:
             self._draws = WeakIdKeyDictionary()
-        self._draws[value] = auxiliaries
+        self._draws[value] = _Draw(auxiliaries, torch.is_grad_enabled(), _version(value))
         return value
 
-    def _recall(self, value: Tensor) -> Any:
+    def _find(self, value: Tensor) -> _Draw | None:
         draws: Any = self._draws or {}
-        auxiliaries = draws.get(detach_provenance(value))
-        if auxiliaries is None:
+        draw = draws.get(detach_provenance(value))
+        return None if draw is None or draw.version != _version(value) else draw
+
+    def _recall(self, value: Tensor) -> Any:
+        draw = self._find(value)
+        if draw is None:
             raise AuxiliaryLost(
                 f"This {type(self).__name__} did not sample this very tensor of shape "
                 f"{tuple(value.shape)}, so the auxiliaries that a guide's density needs are lost: "
-                "the value was detached, cloned, transformed or came from elsewhere. Score the "
+                "the value was detached, cloned, changed or came from elsewhere. Score the "
                 "tensor that sample() returned, with an objective that keeps it (Trace_ELBO and "
                 "MultiSampleELBO do, ReweightedWakeSleep does not)."
             )
-        return auxiliaries
+        if torch.is_grad_enabled() and not draw.with_grad:
+            raise AuxiliaryLost(
+                f"This {type(self).__name__} sampled the value under torch.no_grad(), so the "
+                "gradient of its auxiliaries is lost. Sample and score it in the same grad mode."
+            )
+        return draw.auxiliaries
 
     def __getstate__(self):
         return {name: value for name, value in self.__dict__.items() if name != "_draws"}
@@ -268,6 +258,11 @@ class StochasticDensity(_KeepsScoreParts, TorchDistribution):
 def _expands_to(shape: torch.Size, batch_shape: torch.Size) -> bool:
     pairs = zip(reversed(shape), reversed(batch_shape), strict=False)
     return len(shape) <= len(batch_shape) and all(old in (1, new) for old, new in pairs)
+
+
+def _version(value: Tensor) -> int:
+    value = detach_provenance(value)
+    return 0 if value.is_inference() else value._version
 
 
 @contextmanager
@@ -280,17 +275,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def _refuse_mcmc(density: StochasticDensity) -> None:
-    """Raises if one of Pyro's MCMC kernels is asking: noise would break detailed balance."""
-    if torch.compiler.is_compiling():
-        return
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("pyro.infer.mcmc"):
-            raise ValueError(
-                f"MCMC needs a deterministic density, but log_prob of {type(density).__name__} is "
-                "random. Put .frozen(seed) at the model's site, best after .tight(num)."
-            )
-        frame = frame.f_back  # type: ignore[assignment]

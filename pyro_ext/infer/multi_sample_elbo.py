@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_ext.infer.particle_traces import Weights, refuse_score_function, trace_weights
 from pyro_ext.ops.bounds import iwae
+from pyro_ext.ops.counts import count
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
 
 
@@ -36,7 +37,7 @@ class MultiSampleELBO(ELBO):
 
     The gradient is pathwise. A guide site with trainable parameters that is not reparameterised
     raises, since its gradient would miss a term. No value is synchronised with the host but the
-    float that ``loss`` and ``loss_and_grads`` return.
+    float that ``loss`` and ``loss_and_grads`` return, and scales that are tensors.
 
     Args:
         num_particles: :math:`K \ge 1`, drawn from the guide for each datum.
@@ -81,8 +82,6 @@ class MultiSampleELBO(ELBO):
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ):
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"MultiSampleELBO needs num_particles >= 1, got {num_particles!r}.")
         if not callable(bound):
             raise ValueError(
                 f"bound must be a function of log_w (num_particles, *plates), got {bound!r}. "
@@ -90,14 +89,14 @@ class MultiSampleELBO(ELBO):
             )
         self.bound = bound
         super().__init__(
-            num_particles=num_particles,
+            num_particles=count(num_particles, "num_particles"),
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
         )
 
     def log_weights(self, model, guide, *args, **kwargs) -> Tensor:
-        """Log importance weights ``(num_particles, *plates)`` in nats, before any scale."""
+        """Log importance weights ``(num_particles, *plates)`` in nats, without the factor c."""
         return self._weights(model, guide, args, kwargs).log_w
 
     def differentiable_loss(self, model, guide, *args, **kwargs) -> Tensor:

@@ -130,7 +130,11 @@ def _scalar(site: Site) -> float | Tensor:
 
 
 def _equal(scale: float | Tensor, other: float | Tensor) -> bool:
-    return scale is other or math.isclose(float(scale), float(other), rel_tol=1e-6)
+    return scale is other or math.isclose(_to_float(scale), _to_float(other), rel_tol=1e-6)
+
+
+def _to_float(scale: float | Tensor) -> float:
+    return scale.item() if isinstance(scale, Tensor) else float(scale)
 
 
 def _sum_except(log_prob: Tensor, dims: list[int]) -> Tensor:

@@ -5,6 +5,7 @@ Statistical assertions are z-tests at 5 standard errors: false-alarm probability
 
 import math
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -301,6 +302,23 @@ def test_energy_may_depend_on_the_batch():
         assert log_prob.item() == pytest.approx(expected.item(), abs=0.03)
 
 
+@pytest.mark.parametrize("batch", [2, 5])  # five is the number of other candidates, too
+@pytest.mark.parametrize("share", [True, False])
+def test_energy_may_depend_on_the_batch_of_an_expanded_proposal(share, batch):
+    context = torch.linspace(-1, 1, batch, dtype=torch.float64)
+    d = SelfNormalizedImportance(
+        PROPOSAL, lambda x: energy(x - context), 6, share_proposals=share
+    ).expand((batch,))
+    alone = [SelfNormalizedImportance(PROPOSAL, lambda x, c=c: energy(x - c), 6) for c in context]
+    x = torch.tensor(0.4, dtype=torch.float64)
+    exact = torch.stack([density.tight(20_000).log_prob(x) for density in alone])
+    for value in (x, x.expand(batch), x.expand(3, batch), x.expand(3, 1)):
+        assert d.log_prob(value).shape == torch.broadcast_shapes(value.shape, (batch,))
+    assert_mean(torch.stack([d.log_prob(x).exp() for _ in range(3_000)]), exact.exp())
+    torch.testing.assert_close(d.tight(20_000).frozen(0).log_prob(x), exact, atol=0.05, rtol=0)
+    assert d.sample_and_log_prob((7,))[1].shape == (7, batch)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_follows_the_proposal(dtype):
     d = SelfNormalizedImportance(dist.Normal(torch.zeros((), dtype=dtype), 1.0), torch.square, 3)
@@ -343,10 +361,32 @@ def test_on_a_gpu_no_step_synchronises():
 # Bad input.
 
 
-@pytest.mark.parametrize("num_proposals", [0, -3, 2.5])
+@pytest.mark.parametrize("num_proposals", [0, -3, 2.5, True])
 def test_too_few_proposals(num_proposals):
     with pytest.raises(ValueError, match=f"got num_proposals={num_proposals}"):
         snis(num_proposals)
+
+
+def test_numpy_integers_are_integers():
+    assert snis(np.int64(3)).num_proposals == 3
+
+
+def test_arguments_of_the_wrong_kind():
+    with pytest.raises(ValueError, match="takes a distribution as proposal"):
+        SelfNormalizedImportance(3, torch.square, 4)
+    with pytest.raises(ValueError, match="takes a distribution as proposal"):
+        SelfNormalizedImportance(PROPOSAL, 3, 4)
+    for bad in (lambda x: 0.5, lambda x: x.long()):
+        with pytest.raises(ValueError, match="floating-point numbers"):
+            SelfNormalizedImportance(PROPOSAL, bad, 4).sample()
+
+
+def test_a_stochastic_proposal_is_recognised_in_any_wrapper():
+    wrapped = dist.Independent(snis(3).expand((2,)), 1)
+    d = SelfNormalizedImportance(wrapped, lambda x: x.sum(-1), 1)
+    assert d.density_kind == "lower"
+    with pytest.raises(NotImplementedError, match="only has a lower bound"):
+        d.sample_and_log_prob()
 
 
 def test_event_shapes_that_disagree():

@@ -399,9 +399,9 @@ def test_no_float_is_read_while_the_loss_is_built():
 # Bad input.
 
 
-@pytest.mark.parametrize("num_particles", [0, -1, 2.0])
+@pytest.mark.parametrize("num_particles", [0, -1, 2.0, True])
 def test_too_few_particles(num_particles):
-    with pytest.raises(ValueError, match="num_particles >= 1"):
+    with pytest.raises(ValueError, match="num_particles must be an integer >= 1"):
         MultiSampleELBO(num_particles)
 
 
