@@ -4,8 +4,9 @@
 """
 
 import argparse
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import process_time
@@ -137,7 +138,8 @@ def paired_difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
     """
     difference = ours - theirs
     means = torch.stack([part.mean() for part in difference.split(JUDGED_TOGETHER)])
-    return difference.mean().item(), (means.std() / len(means) ** 0.5).item()
+    error = means.std() / len(means) ** 0.5 if len(means) > 1 else means.new_tensor(math.nan)
+    return difference.mean().item(), error.item()
 
 
 def report(fits: dict[str, Fit], verdicts: dict[str, Verdict]) -> str:
@@ -300,17 +302,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m pyro_ext.demo", description=__doc__)
     parser.add_argument("--data", choices=GREY_LEVELS, default="digits")
     parser.add_argument("--prior", choices=["normal", "snis", "both"], default="both")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--num-particles", type=int, default=5, help="of the training bound")
-    parser.add_argument("--num-proposals", type=int, default=1024, help="of the SNIS prior")
-    parser.add_argument("--num-test", type=int, default=1000, help="test images at most")
-    parser.add_argument("--num-judges", type=int, default=1000, help="particles of the test bound")
+    parser.add_argument("--steps", type=_at_least(1), default=3000)
+    parser.add_argument("--num-particles", type=_at_least(1), default=5, help="when training")
+    parser.add_argument("--num-proposals", type=_at_least(1), default=1024, help="of the prior")
+    parser.add_argument("--num-test", type=_at_least(1), default=1000, help="test images at most")
+    parser.add_argument("--num-judges", type=_at_least(25), default=1000, help="particles")
     parser.add_argument("--download", action="store_true", help="fetch absent data, verified")
     parser.add_argument("--device", type=_device, default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="one is best for small networks")
+    parser.add_argument("--threads", type=_at_least(1), default=1, help="of the CPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     return parser.parse_args(argv)
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"must be an integer >= {minimum}, got {text}")
+        return int(text)
+
+    return integer
 
 
 def _device(name: str) -> torch.device:

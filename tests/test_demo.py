@@ -1,5 +1,7 @@
 """The main job, whole but short."""
 
+import math
+
 import arviz
 import matplotlib
 import pyro
@@ -91,6 +93,19 @@ def test_report_puts_the_figures_side_by_side():
     assert "26.50" in text
     assert "50%" in text
     assert "+2.00 +- 0.00 nats" in text
+
+
+def test_one_group_of_images_has_no_standard_error():
+    mean, error = paired_difference(torch.ones(20), torch.zeros(20))
+    assert mean == 1
+    assert math.isnan(error)
+
+
+@pytest.mark.parametrize("option", ["--steps=0", "--num-judges=10", "--num-test=0", "--steps=x"])
+def test_bad_options(option, capsys):
+    with pytest.raises(SystemExit):
+        main([option])
+    assert "must be an integer >=" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there(capsys):

@@ -42,7 +42,7 @@ class _Plane(Distribution):
 
     def expand(self, batch_shape: _Shape, _instance: Distribution | None = None) -> Distribution:
         new = copy.copy(self)
-        new._batch_shape = torch.Size(batch_shape)
+        new._batch_shape = self._zero.expand(self.batch_shape).expand(batch_shape).shape
         return new
 
     def sample(self, sample_shape: _Shape = ()) -> torch.Tensor:

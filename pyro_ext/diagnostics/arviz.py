@@ -1,20 +1,22 @@
 """A model and its guide as ArviZ data."""
 
+import math
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from pyro.distributions.util import scale_and_mask
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_ext.infer.particle_traces import Site, trace_weights
+from pyro_ext.ops.counts import count
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
 
 Groups = dict[str, dict[str, Any]]
@@ -36,7 +38,8 @@ def to_arviz(
     - ``posterior``: latent sites and deterministics of the model, constrained; the guide's
       auxiliary sites are left out.
     - ``log_likelihood``: :math:`\log p(x_n \mid z)` in nats of each observed site (factors and
-      deterministics are none), unscaled, for ``az.loo``.
+      deterministics are none), unscaled, for ``az.loo``; NaN where :func:`pyro.poutine.mask`
+      leaves a datum out.
     - ``sample_stats``: ``log_weight``, :math:`\log p(x_n, z_n) - \log q(z_n)` over the plates
       common to all sites; ``lp`` and ``log_q``, the two terms summed over all sites with
       their scales.
@@ -51,14 +54,15 @@ def to_arviz(
         *args: arguments of model and guide.
         num_draws: draws from the guide; they form one chain.
         coords: coordinates to add to those of the plates, by dimension.
-        dims: names for the dimensions of a site, by site; those of plates come first.
+        dims: names for the event dimensions of a site, by site; its plates stand before them.
         **kwargs: keyword arguments of model and guide.
 
     Returns:
         ``arviz.InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under ArviZ 1.x.
 
     Raises:
-        ValueError: if ``num_draws < 1``, or as :class:`~pyro_ext.infer.MultiSampleELBO` does.
+        ValueError: if ``num_draws < 1``, if a site is not drawn each time, if a name is one of
+            ArviZ's or ours, or as :class:`~pyro_ext.infer.MultiSampleELBO` does.
         ImportError: if ArviZ is not installed.
 
     Example:
@@ -74,8 +78,7 @@ def to_arviz(
         >>> dict(data.posterior.sizes)
         {'chain': 1, 'draw': 50, 'data': 2}
     """
-    if num_draws < 1:
-        raise ValueError(f"to_arviz needs num_draws >= 1, got {num_draws}.")
+    num_draws = count(num_draws, "num_draws")
     arviz = _import_arviz()
     draws: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     with torch.no_grad(), SharedSubsampleMessenger() as subsamples:
@@ -83,12 +86,13 @@ def to_arviz(
             traces = get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
             for group, name, value in _score(*traces):
                 draws[group][name].append(value)
-    groups = {group: _stack(variables) for group, variables in draws.items()}
+    groups = {group: _stack(variables, num_draws) for group, variables in draws.items()}
     groups["observed_data"] = _observed(traces[0])
     plate_coords = {name: _numpy(index) for name, index in subsamples.subsamples.items()}
-    all_dims = {**_plate_dims(*traces), **(dims or {})}
+    all_dims = _all_dims(traces[0], traces[1], dims or {})
     data = _convert(arviz, groups, {**plate_coords, **(coords or {})}, all_dims)
-    data["posterior"].attrs.update(_attributes(guide, num_draws))
+    for group in groups:
+        data[group].attrs.update(_attributes(guide, num_draws))
     return data
 
 
@@ -96,8 +100,7 @@ def _score(model_trace: Trace, guide_trace: Trace):
     """Yields ``(group, name, value)`` of one draw."""
     for site in _sites(model_trace):
         if _is_likelihood(site):
-            log_prob = scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
-            yield "log_likelihood", site["name"], _arrange(log_prob, site, 0)
+            yield "log_likelihood", site["name"], _arrange(_log_likelihood(site), site, 0)
         elif not _is_factor(site):
             yield "posterior", site["name"], _value(site)
     log_w = trace_weights(model_trace, guide_trace, particle_dim=None).log_w
@@ -114,25 +117,55 @@ def _is_factor(site: Site) -> bool:
     return site["is_observed"] and bool(site["infer"].get("is_auxiliary"))
 
 
+def _is_deterministic(site: Site) -> bool:
+    return bool(site["infer"].get("_deterministic"))
+
+
 def _is_likelihood(site: Site) -> bool:
-    return site["is_observed"] and not _is_factor(site) and not site["infer"].get("_deterministic")
+    return site["is_observed"] and not _is_factor(site) and not _is_deterministic(site)
 
 
-def _dims(site: Site) -> list[int]:
-    return sorted(frame.dim for frame in site["cond_indep_stack"] if frame.vectorized)
+def _log_likelihood(site: Site) -> Tensor:
+    log_prob, mask = site["unscaled_log_prob"], site["mask"]
+    if isinstance(site["fn"], MaskedDistribution):
+        mask = site["fn"]._mask if mask is None else mask & site["fn"]._mask
+    if mask is None or mask is True:
+        return log_prob
+    return torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, math.nan)
+
+
+def _frames(site: Site) -> list[Any]:
+    """The plates that are dimensions of a site's value, outermost first."""
+    frames: list[Any] = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    frames = sorted(frames, key=lambda frame: frame.dim)
+    if _is_deterministic(site) and site["fn"].event_dim == site["value"].dim():
+        # its plates are not told from its event, unless they are all there is
+        return frames if site["value"].shape == tuple(frame.size for frame in frames) else []
+    return frames
 
 
 def _arrange(tensor: Tensor, site: Site, event_dim: int) -> Tensor:
-    """Drops batch dimensions that are no plate's: ``(*plates, *event)``."""
-    batch, event = (
-        tensor.shape[: tensor.dim() - event_dim],
-        tensor.shape[tensor.dim() - event_dim :],
-    )
-    plates = tuple(batch[dim] for dim in _dims(site) if -dim <= len(batch))
-    return tensor.reshape(plates + event)
+    """Keeps of the batch dimensions those of plates: ``(*plates, *event)``."""
+    frames = _frames(site)
+    split = tensor.dim() - event_dim
+    batch, event = tensor.shape[:split], tensor.shape[split:]
+    full = [1] * max([len(batch), *(-frame.dim for frame in frames)])
+    for frame in frames:
+        full[frame.dim] = frame.size
+    sizes = torch.broadcast_shapes(batch, torch.Size(full))
+    kept = torch.Size(sizes[frame.dim] for frame in frames)
+    if math.prod(kept) != math.prod(sizes):
+        raise ValueError(
+            f"Site '{site['name']}' has batch shape {tuple(sizes)}, but its plates are "
+            f"{[frame.name for frame in frames]}. Declare the other dimensions by plates, or as "
+            "an event with to_event."
+        )
+    return tensor.expand(sizes + event).reshape(kept + event)
 
 
 def _value(site: Site) -> Tensor:
+    if _is_deterministic(site) and site["fn"].event_dim == site["value"].dim():
+        return site["value"]
     return _arrange(site["value"], site, site["fn"].event_dim)
 
 
@@ -142,22 +175,38 @@ def _observed(model_trace: Trace) -> dict[str, np.ndarray]:
     }
 
 
-def _plate_dims(model_trace: Trace, guide_trace: Trace) -> dict[str, list[str]]:
-    """The plates of each variable, outermost first."""
-    dims = {
-        site["name"]: [name for _, name in sorted(_plate_names(site))]
-        for site in _sites(model_trace)
-    }
-    log_weight = list(trace_weights(model_trace, guide_trace, particle_dim=None).plates)
-    return {**dims, "log_weight": log_weight}
+def _all_dims(
+    model_trace: Trace, guide_trace: Trace, users: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Names of the dimensions of each variable: its plates, then the user's for its event."""
+    dims: dict[str, list[str]] = {}
+    for site in _sites(model_trace):
+        name, plates = site["name"], [frame.name for frame in _frames(site)]
+        _refuse_reserved([name, *plates])
+        given = list(users.get(name, []))
+        dims[name] = given if plates and given[: len(plates)] == plates else plates + given
+    weights = trace_weights(model_trace, guide_trace, particle_dim=None)
+    return {**dims, "log_weight": list(weights.plates)}
 
 
-def _plate_names(site: Site) -> list[tuple[int, str]]:
-    return [(frame.dim, frame.name) for frame in site["cond_indep_stack"] if frame.vectorized]
+def _refuse_reserved(names: Iterable[str]) -> None:
+    reserved = {"chain", "draw", "log_weight", "lp", "log_q"}.intersection(names)
+    if reserved:
+        raise ValueError(
+            f"The model calls a site or plate {sorted(reserved)}, which ArviZ's data need for "
+            "themselves. Rename it."
+        )
 
 
-def _stack(variables: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
+def _stack(variables: Mapping[str, list[Tensor]], num_draws: int) -> dict[str, np.ndarray]:
     """Joins the draws of each variable to ``(1 chain, draws, ...)``."""
+    for name, values in variables.items():
+        if len(values) != num_draws or len({value.shape for value in values}) > 1:
+            raise ValueError(
+                f"'{name}' occurs in {len(values)} of {num_draws} draws, with shapes "
+                f"{sorted({tuple(value.shape) for value in values})}. ArviZ needs each site in "
+                "each draw, in one shape."
+            )
     return {name: _numpy(torch.stack(values)[None]) for name, values in variables.items()}
 
 

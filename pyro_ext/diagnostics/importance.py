@@ -1,5 +1,6 @@
 """How far importance weights can be trusted."""
 
+import math
 import warnings
 
 import numpy as np
@@ -14,13 +15,14 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     Below 0.5 the weights have a finite variance; above 0.7 an average over them is not to be
     trusted at any practical number of particles. It does not change when a constant is added to
-    ``log_w``.
+    ``log_w``. Equal weights have no tail: they give :math:`-\infty`.
 
     Args:
         log_w: log-weights in nats, particles leftmost.
 
     Shape:
-        ``(K, *plates) -> (*plates)``, on the device and with the dtype of ``log_w``.
+        ``(K, *plates) -> (*plates)``, on the device and with the dtype of ``log_w``, which must
+        be floating-point.
 
     Raises:
         ValueError: if there are fewer than 25 particles, too few to see a tail of five.
@@ -39,8 +41,9 @@ def pareto_k(log_w: Tensor) -> Tensor:
             f"{log_w.shape[0]}. Draw more particles."
         )
     draws_last = log_w.detach().movedim(0, -1).double().cpu().numpy()
-    k_hat = np.asarray(_psislw(draws_last))
-    return torch.as_tensor(k_hat, dtype=log_w.dtype, device=log_w.device).reshape(log_w.shape[1:])
+    k_hat = torch.as_tensor(_psislw(draws_last), dtype=log_w.dtype, device=log_w.device)
+    equal = (log_w == log_w[0]).all(0)
+    return k_hat.reshape(log_w.shape[1:]).masked_fill(equal, -math.inf)
 
 
 def _psislw(log_w: np.ndarray) -> np.ndarray:

@@ -71,9 +71,9 @@ class VariationalAutoencoder(PyroModule):
         data_mean: Tensor | None = None,
     ):
         super().__init__()
-        if min([input_dim, latent_dim, *hidden_dims]) < 1:
+        if not hidden_dims or min([input_dim, latent_dim, *hidden_dims]) < 1:
             raise ValueError(
-                "VariationalAutoencoder needs positive sizes, got "
+                "VariationalAutoencoder needs positive sizes and a hidden layer, got "
                 f"input_dim={input_dim}, latent_dim={latent_dim}, hidden_dims={hidden_dims}."
             )
         self.input_dim = input_dim
@@ -125,6 +125,8 @@ class VariationalAutoencoder(PyroModule):
                 f"VariationalAutoencoder expects data of shape (batch, {self.input_dim}), got "
                 f"{tuple(x.shape)}. Flatten images, x.flatten(1)."
             )
+        if not x.is_floating_point():
+            raise ValueError(f"VariationalAutoencoder expects floating-point data, got {x.dtype}.")
         if size is None or size == len(x):
             return pyro.plate("data", len(x))
         if size < len(x):
@@ -139,6 +141,11 @@ class VariationalAutoencoder(PyroModule):
                 f"data_mean has shape {tuple(data_mean.shape)}, expected ({self.input_dim},)."
             )
         if self.observation is bernoulli:
+            if not ((data_mean >= 0) & (data_mean <= 1)).all():
+                raise ValueError(
+                    "Bernoulli pixels have a mean in [0, 1], but data_mean reaches from "
+                    f"{data_mean.min():.3g} to {data_mean.max():.3g}. Scale the data."
+                )
             with torch.no_grad():
                 self.decoder.layers[-1].bias.copy_(  # type: ignore[operator]
                     data_mean.clamp(1e-4, 1 - 1e-4).logit()
@@ -147,9 +154,10 @@ class VariationalAutoencoder(PyroModule):
 
 
 def _check_prior(prior: Callable[[], Distribution], latent_dim: int) -> None:
-    event_shape = prior().event_shape
-    if event_shape != (latent_dim,):
+    distribution = prior()
+    if distribution.event_shape != (latent_dim,) or distribution.batch_shape != ():
         raise ValueError(
-            f"The prior draws events of shape {tuple(event_shape)}, expected ({latent_dim},): "
-            "latent_dim and the prior's must agree."
+            f"The prior draws events of shape {tuple(distribution.event_shape)} in batches of "
+            f"{tuple(distribution.batch_shape)}, expected ({latent_dim},) and (): latent_dim and "
+            "the prior's must agree, and to_event(1) makes an event of a batch."
         )

@@ -194,3 +194,8 @@ def test_log_prob_under_vmap(toy):
     torch.testing.assert_close(
         torch.func.vmap(toy(validate_args=False).log_prob)(x), toy().log_prob(x)
     )
+
+
+def test_expand_refuses_what_does_not_broadcast():
+    with pytest.raises(RuntimeError, match="must match"):
+        NineGaussians().expand((3,)).expand((2,))

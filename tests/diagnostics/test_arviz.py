@@ -148,6 +148,90 @@ def test_autoguides_and_their_auxiliaries():
     assert (data.posterior["loc"] > 0).all()
 
 
+def test_user_names_stand_after_the_plates():
+    named = to_arviz(model, guide, X, num_draws=3, dims={"z": ["axis"], "x": ["axis"]})
+    assert named.posterior["z"].dims == ("chain", "draw", "rows", "axis")
+    assert named.observed_data["x"].dims == ("rows", "axis")
+    assert named.log_likelihood["x"].dims == ("chain", "draw", "rows")
+
+
+def test_a_site_that_is_not_always_drawn_is_refused():
+    count = iter(range(100))
+
+    def sometimes():
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+        if next(count) % 3 == 0:
+            pyro.deterministic("late", torch.ones(()))
+
+    with pytest.raises(ValueError, match="'late' occurs in 2 of 6 draws"):
+        to_arviz(sometimes, lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), num_draws=6)
+
+
+@pytest.mark.parametrize("handler", [True, False])
+def test_masked_data_are_no_observations(handler):
+    mask = torch.tensor([True, False, True, True, True, True])
+
+    def masked(x):
+        with pyro.plate("rows", 6):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if handler:
+                with pyro.poutine.mask(mask=mask):
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            else:
+                pyro.sample("x", dist.Normal(z, 1.0).mask(mask), obs=x)
+
+    data = to_arviz(masked, exact, X[:, 0], num_draws=4)
+    missing = np.isnan(data.log_likelihood["x"].values)
+    assert (missing == ~mask.numpy()).all()
+
+
+def test_values_are_broadcast_over_their_plates():
+    def constant():
+        with pyro.plate("rows", 4):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(0.3))
+            pyro.deterministic("total", z.sum())
+            pyro.deterministic("each", 2 * z)
+            pyro.deterministic("pair", torch.stack([z, -z], -1), event_dim=1)
+
+    def guess():
+        with pyro.plate("rows", 4):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    data = to_arviz(constant, guess, num_draws=3)
+    assert data.observed_data["x"].dims == ("rows",)
+    assert data.posterior["total"].dims == ("chain", "draw")
+    assert data.posterior["each"].dims == ("chain", "draw", "rows")
+    assert data.posterior["pair"].dims == ("chain", "draw", "rows", "pair_dim_1")
+    np.testing.assert_allclose(data.posterior["total"], data.posterior["z"].sum("rows"), rtol=1e-5)
+
+
+def test_a_model_without_latents():
+    def known(x):
+        with pyro.plate("rows", 6):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    data = to_arviz(known, lambda x: None, X[:, 0], num_draws=2)
+    assert data.sample_stats["log_weight"].dims == ("chain", "draw", "rows")
+
+
+def test_names_that_arviz_needs_are_refused():
+    def program():
+        with pyro.plate("draw", 3):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"\['draw'\]"):
+        to_arviz(program, program, num_draws=2)
+
+
+def test_batch_dimensions_without_a_plate_are_refused():
+    def program():
+        pyro.sample("z", dist.Normal(torch.zeros(4), 1.0))
+
+    with pyro.validation_enabled(False), pytest.raises(ValueError, match="Declare the other"):
+        to_arviz(program, program, num_draws=2)
+
+
 def test_arviz_1_takes_one_dictionary():
     calls = []
 
@@ -166,5 +250,5 @@ def test_without_arviz_the_error_says_what_to_install(monkeypatch):
 
 
 def test_no_draw_is_refused():
-    with pytest.raises(ValueError, match="num_draws >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_draws must be an integer >= 1"):
         to_arviz(model, guide, X, num_draws=0)

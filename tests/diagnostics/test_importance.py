@@ -33,6 +33,14 @@ def test_a_shift_changes_nothing_and_arviz_agrees():
     assert k_hat[1, 2].item() == pytest.approx(float(arviz.psislw(log_w[:, 1, 2].numpy())[1]))
 
 
+def test_equal_weights_have_no_tail():
+    log_w = torch.randn(100, 2)
+    log_w[:, 1] = -3.0
+    k_hat = pareto_k(log_w)
+    assert k_hat[0].isfinite()
+    assert k_hat[1] == -torch.inf
+
+
 def test_dtype_and_gradient():
     log_w = torch.randn(100, requires_grad=True)
     k_hat = pareto_k(log_w)

@@ -35,6 +35,9 @@ def test_log_joint_against_the_formula():
     loc, raw = vae.encoder(x - 0.3)
     torch.testing.assert_close(q.mean, loc)
     torch.testing.assert_close(q.stddev, nn.functional.softplus(raw) + 1e-5)
+    with torch.no_grad():
+        vae.encoder.layers[-1].bias[2:] = -100
+    torch.testing.assert_close(vae.encode(x).stddev, torch.full((4, 2), 1e-5))
 
 
 def test_a_mini_batch_stands_for_the_data():
@@ -122,12 +125,18 @@ def test_state_dict_round_trip(tmp_path):
 def test_bad_input():
     with pytest.raises(ValueError, match="positive sizes"):
         VariationalAutoencoder(6, 0)
-    with pytest.raises(ValueError, match=r"prior draws events of shape \(3,\), expected \(2,\)"):
+    with pytest.raises(ValueError, match=r"shape \(3,\) in batches of \(\), expected \(2,\)"):
         small(EnergyInspiredPrior(3, (4,), 8))
     with pytest.raises(ValueError, match=r"data_mean has shape \(5,\), expected \(6,\)"):
         small(data_mean=torch.zeros(5))
     with pytest.raises(ValueError, match=r"shape \(batch, 6\), got \(4, 2, 3\)"):
         small().model(torch.zeros(4, 2, 3))
+    with pytest.raises(ValueError, match="a hidden layer"):
+        VariationalAutoencoder(6, 2, ())
+    with pytest.raises(ValueError, match=r"mean in \[0, 1\], but data_mean reaches from 0 to 255"):
+        small(data_mean=torch.tensor([0.0, 255, 0, 0, 0, 0]))
+    with pytest.raises(ValueError, match=r"floating-point data, got torch\.uint8"):
+        small().guide(pixels().byte())
     with pytest.raises(ValueError, match="batch of 4 cannot stand for size=3"):
         small().model(pixels(), size=3)
 
