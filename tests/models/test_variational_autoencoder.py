@@ -37,7 +37,7 @@ def test_log_joint_against_the_formula():
     torch.testing.assert_close(q.stddev, nn.functional.softplus(raw) + 1e-5)
     with torch.no_grad():
         vae.encoder.layers[-1].bias[2:] = -100
-    torch.testing.assert_close(vae.encode(x).stddev, torch.full((4, 2), 1e-5))
+    torch.testing.assert_close(vae.encode(x).stddev, torch.full((4, 2), 1e-5), atol=0, rtol=1e-3)
 
 
 def test_a_mini_batch_stands_for_the_data():
