@@ -23,7 +23,8 @@ LEVEL = {
 }
 ISLANDS = {"data": {"torch", "numpy", "sklearn"}, "testing": {"torch", "pyro"}}
 ROOMS = sorted(LEVEL.keys() | ISLANDS.keys())
-ROOF = {"pyro_ext/__init__.py", "pyro_ext/demo.py"}
+DEMO = "pyro_ext/demo.py"
+ROOF = {"pyro_ext/__init__.py", DEMO}
 HEAVY = {"arviz", "lightning", "matplotlib", "scipy", "sklearn"}
 
 Sources = Mapping[str, str]
@@ -85,6 +86,27 @@ def upward_imports(sources: Sources) -> list[str]:
         if here in LEVEL and there in LEVEL and here != there and LEVEL[there] >= LEVEL[here]:
             found.append(f"{path} imports {name}: {here} may not look at {there}")
     return found
+
+
+def roof_imports(sources: Sources) -> list[str]:
+    """Imports of the demo, which stands on every room."""
+    return [
+        f"{path} imports {name}: the demo is on the roof"
+        for path, source in sources.items()
+        for name in imports(source)
+        if path != DEMO and is_under(name, "pyro_ext.demo")
+    ]
+
+
+def pyro_in_ops(sources: Sources) -> list[str]:
+    """Imports of Pyro where pure functions on tensors live."""
+    return [
+        f"{path} imports {name}: ops know no Pyro"
+        for path, source in sources.items()
+        if room_of(module_name(path)) == "ops"
+        for name in imports(source)
+        if name.split(".")[0] == "pyro"
+    ]
 
 
 def relative_imports(sources: Sources) -> list[str]:
@@ -152,6 +174,8 @@ def import_cycles(sources: Sources) -> list[str]:
 
 CHECKERS = [
     upward_imports,
+    roof_imports,
+    pyro_in_ops,
     relative_imports,
     floor_imports,
     heavy_imports,
@@ -171,6 +195,12 @@ PLANTED = [
     (upward_imports, {"pyro_ext/ops/a.py": "def f():\n    import pyro_ext.nn.b"}),
     (upward_imports, {"pyro_ext/infer/a.py": "from pyro_ext.models.vae import VAE"}),
     (upward_imports, {"pyro_ext/models/a.py": "import pyro_ext.infer.elbo"}),
+    (roof_imports, {"pyro_ext/nn/a.py": "from pyro_ext.demo import main"}),
+    (roof_imports, {"pyro_ext/models/a.py": "def f():\n    import pyro_ext.demo"}),
+    (roof_imports, {"pyro_ext/data/a.py": "from pyro_ext import demo"}),
+    (roof_imports, {"pyro_ext/__init__.py": "from pyro_ext import demo"}),
+    (pyro_in_ops, {"pyro_ext/ops/a.py": "import pyro"}),
+    (pyro_in_ops, {"pyro_ext/ops/a.py": "def f():\n    from pyro.ops.stats import hpdi"}),
     (relative_imports, {"pyro_ext/nn/a.py": "from . import b"}),
     (relative_imports, {"pyro_ext/nn/a.py": "from ..ops.b import c"}),
     (
@@ -208,7 +238,7 @@ def test_lawful_imports_pass(checker):
         "pyro_ext/demo.py": "import arviz_stats\nfrom pyro_ext.data import load",
         "pyro_ext/ops/__init__.py": "from pyro_ext.ops.log_mean import log_mean",
         "pyro_ext/ops/log_mean.py": "import torch",
-        "pyro_ext/nn/a.py": "from pyro_ext.ops.log_mean import log_mean\nimport tqdm",
+        "pyro_ext/nn/a.py": "import pyro\nimport tqdm\nfrom pyro_ext.ops.log_mean import log_mean",
         "pyro_ext/data/load.py": "import json\nimport numpy as np\nfrom pyro_ext.data.url import u",
         "pyro_ext/data/url.py": "def f():\n    from pyro_ext.data.load import load",
         "pyro_ext/diagnostics/a.py": "def f():\n    import matplotlib.pyplot as plt",

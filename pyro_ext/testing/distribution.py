@@ -10,9 +10,19 @@ from pyro_ext.testing.density import DENSITY
 from pyro_ext.testing.expansion import EXPANSION
 from pyro_ext.testing.flyweight import STRUCTURE, DistributionCase
 from pyro_ext.testing.inference import INFERENCE
+from pyro_ext.testing.sandwich import SANDWICH
 from pyro_ext.testing.shared import SHARED
+from pyro_ext.testing.truth import TRUTH
 
-DISTRIBUTION_CLAUSES: tuple[Clause, ...] = (*STRUCTURE, *DENSITY, *EXPANSION, *INFERENCE, *SHARED)
+DISTRIBUTION_CLAUSES: tuple[Clause, ...] = (
+    *STRUCTURE,
+    *DENSITY,
+    *SANDWICH,
+    *TRUTH,
+    *EXPANSION,
+    *INFERENCE,
+    *SHARED,
+)
 
 
 def check_distribution(

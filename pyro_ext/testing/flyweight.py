@@ -79,12 +79,26 @@ class DistributionCase(Case):
         """Event shape of the distribution."""
         return self.dist.event_shape
 
+    def upper(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """Draws, and their log density or the stochastic upper bound on it."""
+        if not self.deterministic:
+            return self.dist.sample_and_log_prob(sample_shape)
+        x = self.dist.sample(sample_shape)
+        return x, self.dist.log_prob(x)
+
     def expect_log_prob(self, dist: Any, x: Tensor, expected: Callable[[], Tensor]) -> None:
         """Compares shapes, and values too if the density is exact."""
         seen, twin = dist.log_prob(x), expected()
         expect(seen.shape == twin.shape, f"log_prob of shape {tuple(seen.shape)}", twin.shape)
         if self.deterministic:
             expect_close((seen,), (twin,), "log_prob")
+
+
+def elementary(support: Any) -> Any:
+    """The constraint inside independent ones."""
+    while isinstance(support, type(constraints.independent(constraints.real, 1))):
+        support = support.base_constraint
+    return support
 
 
 @clause(STRUCTURE, "declare every argument in __init__, ending with '*, validate_args=None'")
