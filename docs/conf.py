@@ -23,19 +23,6 @@ def copy_notebooks() -> None:
             shutil.copyfile(source, copy)
 
 
-def list_tutorials(app, docname: str, source: list[str]) -> None:
-    """Fills in the list of notebooks; an empty toctree would be a warning."""
-    if docname == "tutorials/index":
-        names = sorted(path.stem for path in (HERE / "tutorials").glob("*.ipynb"))
-        listing = "\n".join(["```{toctree}", ":maxdepth: 1", "", *names, "```"])
-        source[0] = source[0].replace("LIST", listing if names else "There is none yet.")
-
-
-def setup(app):
-    app.connect("source-read", list_tutorials)
-    app.connect("env-get-outdated", lambda *_: ["tutorials/index"])  # its list may have changed
-
-
 copy_notebooks()
 
 project = "pyro_ext"

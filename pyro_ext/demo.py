@@ -299,17 +299,27 @@ def _print_summary_and_loo(data) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m pyro_ext.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m pyro_ext.demo",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--data", choices=GREY_LEVELS, default="digits")
     parser.add_argument("--prior", choices=["normal", "snis", "both"], default="both")
     parser.add_argument("--steps", type=_at_least(1), default=3000)
-    parser.add_argument("--num-particles", type=_at_least(1), default=5, help="when training")
-    parser.add_argument("--num-proposals", type=_at_least(1), default=1024, help="of the prior")
+    parser.add_argument(
+        "--num-particles", type=_at_least(1), default=5, help="of the training bound"
+    )
+    parser.add_argument(
+        "--num-proposals", type=_at_least(1), default=1024, help="of the SNIS prior"
+    )
     parser.add_argument("--num-test", type=_at_least(1), default=1000, help="test images at most")
-    parser.add_argument("--num-judges", type=_at_least(25), default=1000, help="particles")
+    parser.add_argument(
+        "--num-judges", type=_at_least(25), default=1000, help="particles of the test bound"
+    )
     parser.add_argument("--download", action="store_true", help="fetch absent data, verified")
     parser.add_argument("--device", type=_device, default="cpu")
-    parser.add_argument("--threads", type=_at_least(1), default=1, help="of the CPU")
+    parser.add_argument("--threads", type=_at_least(1), default=1, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
     return parser.parse_args(argv)

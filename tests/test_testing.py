@@ -1240,3 +1240,20 @@ def test_p_value_where_pyro_is_blind(dim):
     assert p_value(x, wide.log_prob(x).exp(), discrete=False) < 1e-6
     if dim == 1:
         assert gof.auto_goodness_of_fit(x, wide.log_prob(x).exp()) > 0.9
+
+
+def test_floats_are_parameters_too():
+    check_distribution(dist.Logistic, {"loc": 0.0, "scale": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("constructor", "params", "message"),
+    [
+        (dist.Logistic(0.0, 1.0), {}, "got the instance"),
+        (dist.Logistic, torch.zeros(3), "params must be a dictionary"),
+        (dist.Logistic, {"loc": 0.0, "skale": 1.0}, r"params \['loc', 'skale'\] do not fit"),
+    ],
+)
+def test_arguments_that_are_no_constructor_or_parameters(constructor, params, message):
+    with pytest.raises(ValueError, match=message):
+        check_distribution(constructor, params)

@@ -1,8 +1,9 @@
 r"""Toy targets in the plane with exact densities.
 
-Each is a torch distribution with ``event_shape`` (2,) and no parameters; ``dtype`` and ``device``
-say where its samples are made. Its docstring gives the *ceiling* :math:`E_p[\log p]`: no model can
-reach a higher expected log likelihood on it.
+They are :class:`NineGaussians`, :class:`TwoRings` and :class:`Checkerboard`. Each is a torch
+distribution (not one of Pyro's: not for ``pyro.sample``) with ``event_shape`` (2,) and no
+parameters; ``dtype`` and ``device`` say where its samples are made. Its docstring gives the
+*ceiling* :math:`E_p[\log p]`: no model can reach a higher expected log likelihood on it.
 """
 
 import copy
@@ -11,6 +12,8 @@ from abc import abstractmethod
 
 import torch
 from torch.distributions import Distribution, constraints
+
+__all__ = ["Checkerboard", "NineGaussians", "TwoRings"]
 
 _TWO_PI = 2 * math.pi
 _Shape = torch.Size | list[int] | tuple[int, ...]

@@ -3,7 +3,8 @@
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ Groups = dict[str, dict[str, Any]]
 
 
 def to_arviz(
-    model,
-    guide,
+    model: Callable,
+    guide: Callable,
     *args,
     num_draws: int = 1000,
     coords: Mapping[str, Sequence] | None = None,
@@ -46,14 +47,16 @@ def to_arviz(
     - ``observed_data``.
 
     Plates become named dimensions, with the indices of their subsample as coordinates. The draws
-    are not reweighted: what ArviZ shows is the guide.
+    are not reweighted: what ArviZ shows is the guide. They are independent and form one
+    chain, so ``az.summary(..., kind="stats")`` is what there is to say; r-hat and ESS judge Markov
+    chains.
 
     Args:
         model: a Pyro model.
         guide: its guide, trained.
         *args: arguments of model and guide.
-        num_draws: draws from the guide; they form one chain.
-        coords: coordinates to add to those of the plates, by dimension.
+        num_draws: draws from the guide.
+        coords: coordinates by dimension, beside those of the plates or in their place.
         dims: names for the event dimensions of a site, by site; its plates stand before them.
         **kwargs: keyword arguments of model and guide.
 
@@ -90,6 +93,7 @@ def to_arviz(
     groups["observed_data"] = _observed(traces[0])
     plate_coords = {name: _numpy(index) for name, index in subsamples.subsamples.items()}
     all_dims = _all_dims(traces[0], traces[1], dims or {})
+    _refuse_unknown("coords", coords or {}, chain.from_iterable(all_dims.values()))
     data = _convert(arviz, groups, {**plate_coords, **(coords or {})}, all_dims)
     for group in groups:
         data[group].attrs.update(_attributes(guide, num_draws))
@@ -185,8 +189,24 @@ def _all_dims(
         _refuse_reserved([name, *plates])
         given = list(users.get(name, []))
         dims[name] = given if plates and given[: len(plates)] == plates else plates + given
+        _check_dims(name, dims[name], _value(site).dim())
+    _refuse_unknown("dims", users, dims)
     weights = trace_weights(model_trace, guide_trace, particle_dim=None)
     return {**dims, "log_weight": list(weights.plates)}
+
+
+def _check_dims(name: str, dims: list[str], num_dims: int) -> None:
+    if len(dims) > num_dims:
+        raise ValueError(
+            f"'{name}' has {num_dims} dimensions beside chain and draw, but {len(dims)} names: "
+            f"{dims}. Its plates stand before the names in dims by themselves."
+        )
+
+
+def _refuse_unknown(argument: str, given: Iterable[str], known: Iterable[str]) -> None:
+    unknown = sorted(set(given).difference(known))
+    if unknown:
+        raise ValueError(f"{argument} names {unknown}, expected some of {sorted(set(known))}.")
 
 
 def _refuse_reserved(names: Iterable[str]) -> None:

@@ -25,7 +25,8 @@ def pareto_k(log_w: Tensor) -> Tensor:
         be floating-point.
 
     Raises:
-        ValueError: if there are fewer than 25 particles, too few to see a tail of five.
+        ValueError: if ``log_w`` is no tensor, or has fewer than 25 particles, too few to see a
+            tail of five.
 
     References:
         Vehtari et al., *Pareto Smoothed Importance Sampling*, arXiv 1507.02646.
@@ -35,6 +36,11 @@ def pareto_k(log_w: Tensor) -> Tensor:
         >>> bool(pareto_k(log_w) < 0.7)
         True
     """
+    if not isinstance(log_w, Tensor):
+        raise ValueError(
+            f"pareto_k needs a tensor with particles leftmost, got {type(log_w).__name__}. Of "
+            "ArviZ's data: torch.as_tensor(data.sample_stats['log_weight'].values[0])."
+        )
     if log_w.shape[0] < 25:
         raise ValueError(
             f"pareto_k fits the largest fifth of the weights and needs at least 25 particles, got "

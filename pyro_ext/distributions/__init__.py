@@ -1,4 +1,4 @@
-"""Densities and transforms that speak Pyro."""
+"""Densities that speak Pyro."""
 
 from pyro_ext.distributions.self_normalized_importance import SelfNormalizedImportance
 from pyro_ext.distributions.stochastic_density import AuxiliaryLost, StochasticDensity

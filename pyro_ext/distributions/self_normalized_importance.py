@@ -50,14 +50,18 @@ class SelfNormalizedImportance(StochasticDensity):
     candidates and of the index.
 
     Args:
-        proposal: :math:`\pi`, any distribution with the event shape of the result.
+        proposal: :math:`\pi`, any distribution with the event shape of the result. It must cover
+            what the result shall cover.
         energy: :math:`U`, a callable from ``(..., *event_shape)`` to ``(...)`` in nats, which
-            leaves its argument alone. It may depend on the batch, and then returns
-            ``(..., *batch_shape)``. An attribute ``event_shape`` is checked here.
+            leaves its argument alone; probable values have a low energy. It may depend on the
+            batch, and then returns ``(..., *batch_shape)``. An attribute ``event_shape`` is
+            checked here.
         num_proposals: :math:`K \ge 1`, the candidates per draw.
         share_proposals: whether one density evaluation uses one set of fresh proposals for all
             values, over which the proposal does not differ: ``K + B`` instead of ``K * B``
-            energies, at the price of correlated bounds. The draws of ``sample`` never share.
+            energies. The mean over a batch then carries the noise of one estimate of the
+            normaliser, however large the batch: train so, but evaluate with ``tight(num)``, in
+            several batches or with ``False``. The draws of ``sample`` never share.
         validate_args: checks arguments, values and the energy's finiteness.
 
     Shape:
@@ -80,6 +84,17 @@ class SelfNormalizedImportance(StochasticDensity):
         >>> x = d.sample((3,))
         >>> d.log_prob(x).shape, d.tight(1000).frozen(0).log_prob(x).shape
         (torch.Size([3]), torch.Size([3]))
+
+        Maximum likelihood; the distribution may stay while its energy is trained:
+
+        >>> from pyro_ext.nn import EnergyNet
+        >>> x, energy = torch.randn(128, 2) / 2, EnergyNet(2, (20, 20))
+        >>> d = SelfNormalizedImportance(dist.Normal(torch.zeros(2), 1.0).to_event(1), energy, 256)
+        >>> optimizer = torch.optim.Adam(energy.parameters(), lr=1e-2)
+        >>> for _ in range(3):
+        ...     optimizer.zero_grad()
+        ...     (-d.log_prob(x).mean()).backward()
+        ...     optimizer.step()
     """
 
     def __init__(
@@ -195,7 +210,8 @@ class SelfNormalizedImportance(StochasticDensity):
             raise ValueError(
                 f"The energy returned shape {tuple(energy.shape)} for values of shape "
                 f"{tuple(x.shape)}, expected {tuple(expected)}: it maps (..., *event_shape) to "
-                f"(...) with event_shape {tuple(self.event_shape)}. Sum or squeeze its output."
+                f"(...) with event_shape {tuple(self.event_shape)}. Sum or squeeze its output, or "
+                "let proposal.to_event(n) turn the proposal's last dimensions into its event."
             )
         if self._validate_args and not torch._is_all_true(torch.isfinite(energy)):
             bad = (~torch.isfinite(energy)).sum().item()
@@ -209,6 +225,8 @@ class SelfNormalizedImportance(StochasticDensity):
         return (
             f"SelfNormalizedImportance({self.proposal}, {self.energy}, "
             f"num_proposals={self.num_proposals}, share_proposals={self.share_proposals})"
+            + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
+            + ("" if self._seed is None else f".frozen({self._seed})")
         )
 
 
@@ -240,7 +258,7 @@ def _evaluate(energy: Callable[[Tensor], Tensor], x: Tensor, event_shape: torch.
             "dimensions to the left of them."
         ) from error
     if not isinstance(result, Tensor) or not result.is_floating_point():
-        kind = getattr(result, "dtype", type(result).__name__)
+        kind = result.dtype if isinstance(result, Tensor) else type(result)
         raise ValueError(f"The energy must return a tensor of floating-point numbers, got {kind}.")
     return result
 

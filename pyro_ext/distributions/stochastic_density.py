@@ -220,7 +220,8 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
             raise AuxiliaryLost(
                 f"A guide's site was scored with log_prob of {name}, a lower bound where an upper "
                 "one is needed. Wrap the density with its own methods to_event, mask and expand "
-                "only, and weigh its draws with MultiSampleELBO.log_weights."
+                "only (to transform it, transform what it is made of: its proposal), and weigh "
+                "its draws with MultiSampleELBO.log_weights."
             )
 
     def _remember(self, value: Tensor, auxiliaries: Any) -> Tensor:
@@ -241,8 +242,9 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
                 f"This {type(self).__name__} did not sample this very tensor of shape "
                 f"{tuple(value.shape)}, so the auxiliaries that a guide's density needs are lost: "
                 "the value was detached, cloned, changed or came from elsewhere. Score the "
-                "tensor that sample() returned, with an objective that keeps it (Trace_ELBO and "
-                "MultiSampleELBO do, ReweightedWakeSleep does not)."
+                "tensor that sample() returned, on the instance that returned it, with an "
+                "objective that keeps it: Trace_ELBO or TraceGraph_ELBO to train, MultiSampleELBO "
+                "to evaluate; not ReweightedWakeSleep."
             )
         if torch.is_grad_enabled() and not draw.with_grad:
             raise AuxiliaryLost(

@@ -29,8 +29,9 @@ class MultiSampleELBO(ELBO):
     - A plate around every site keeps its dimension, so each datum has its own bound. Its
       subsampling scale is part of :math:`c`, outside of the logarithm, and the bound of a random
       subsample is an unbiased estimate of that of all data.
-    - Any other plate is summed into the joint weight. It must not be subsampled, since the bound
-      of a subsample would then not be one of the data: that raises.
+    - Any other plate is summed into the joint weight, as all are for a guide with one site
+      outside of the plates, such as ``AutoDiagonalNormal``. It must not be subsampled, since the
+      bound of a subsample would then not be one of the data: that raises.
     - :func:`pyro.poutine.scale` by the same number at every site is part of :math:`c`; different
       scales temper the densities of their sites, inside the logarithm.
     - :func:`pyro.poutine.mask` removes a term; :func:`pyro.deterministic` is none.
@@ -42,8 +43,10 @@ class MultiSampleELBO(ELBO):
     Args:
         num_particles: :math:`K \ge 1`, drawn from the guide for each datum.
         bound: :math:`f`, a function ``(K, *plates) -> (*plates)`` in nats.
-        max_plate_nesting: as in :class:`pyro.infer.ELBO`; guessed by one extra run if not given.
-        vectorize_particles: runs model and guide once for all particles. ``False`` runs them
+        max_plate_nesting: the number of nested plates, as in :class:`pyro.infer.ELBO`, without
+            the one of the particles (which Pyro's log message counts); guessed by one extra run.
+        vectorize_particles: runs model and guide once for all particles, unlike Pyro's default.
+            It needs programs that index dimensions from the right. ``False`` runs them
             ``num_particles`` times, on one and the same subsample of the data.
         retain_graph: passed to ``backward``.
 
@@ -71,6 +74,9 @@ class MultiSampleELBO(ELBO):
         2.781
         >>> elbo.log_weights(model, guide, x).shape
         torch.Size([5, 2])
+
+        With modules, ``elbo(model, guide)`` is the loss as a module for any torch optimiser:
+        ``loss = elbo(model, guide)``, then ``loss(x).backward()``.
     """
 
     def __init__(

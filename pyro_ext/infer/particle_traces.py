@@ -95,16 +95,17 @@ def _refuse_enumeration(sites: Iterable[Site]) -> None:
             )
 
 
-def _refuse_partial_subsampling(sites: Iterable[Site], common: list[CondIndepStackFrame]) -> None:
+def _refuse_partial_subsampling(sites: list[Site], common: list[CondIndepStackFrame]) -> None:
     for site in sites:
         for frame in _plates(site).difference(common):
             if frame.full_size is not None and frame.full_size > frame.size:
+                outside = sorted({s["name"] for s in sites if frame not in _plates(s)})
                 raise ValueError(
                     f"Plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}), but "
-                    "is not a vectorised plate around every sample site of model and guide. A "
-                    "multi-sample bound of a subsample is then not an unbiased estimate of one of "
-                    "the whole data. Put all sites inside the plate, use the full data, or use "
-                    "Trace_ELBO."
+                    "is not a vectorised plate around every sample site of model and guide "
+                    f"(outside are {outside}). The weight of a subsample is then not one of the "
+                    "whole data. Put all sites inside the plate or use the full data; to train, "
+                    "Trace_ELBO is an alternative."
                 )
 
 

@@ -42,7 +42,8 @@ class VariationalAutoencoder(PyroModule):
             starts the decoder's bias, at the logit of the mean clipped to ``[1e-4, 1 - 1e-4]``.
 
     Shape:
-        Data are ``(batch, input_dim)``.
+        Data are ``(batch, input_dim)``, floating-point; of 0 and 1 for Bernoulli pixels
+        (``torch.bernoulli`` makes them of grey levels in [0, 1]).
 
     Raises:
         ValueError: if a size is not positive, if the prior's event shape is not

@@ -26,7 +26,8 @@ class EnergyNet(nn.Module):
         ``(..., *event_shape) -> (...)``, in nats.
 
     Raises:
-        ValueError: if a size is not positive, or ``center`` does not have the event shape.
+        ValueError: if a size is not positive, or if ``center`` or, later, a value does not have
+            the event shape.
 
     References:
         Lawson et al., *Energy-Inspired Models*, arXiv 1910.14265: the published code's energies.
@@ -57,8 +58,13 @@ class EnergyNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies of events, over any dimensions to their left."""
-        x = x if self.center is None else x - self.center
         batch_shape = x.shape[: x.dim() - len(self.event_shape)]
+        if x.shape != batch_shape + self.event_shape:
+            raise ValueError(
+                f"EnergyNet takes events of shape {tuple(self.event_shape)}, got values of shape "
+                f"{tuple(x.shape)}."
+            )
+        x = x if self.center is None else x - self.center
         return self.layers(x.reshape(*batch_shape, -1)).squeeze(-1)
 
 
@@ -73,9 +79,12 @@ def _alternate(dims: list[int], activation: Callable[[], nn.Module]) -> list[nn.
 
 
 def _check_center(center: Tensor | None, event_shape: torch.Size) -> Tensor | None:
-    if center is not None and center.shape != event_shape:
+    if center is None:
+        return None
+    if not isinstance(center, Tensor) or center.shape != event_shape:
+        shape = tuple(center.shape) if isinstance(center, Tensor) else type(center)
         raise ValueError(
-            f"EnergyNet's center has shape {tuple(center.shape)}, expected the event shape "
+            f"EnergyNet's center has shape {shape}, expected a tensor of the event shape "
             f"{tuple(event_shape)}."
         )
     return center

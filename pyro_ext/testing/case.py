@@ -1,8 +1,9 @@
 """What both kits share: a case under test, and the running of its clauses."""
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -35,8 +36,12 @@ class Case(ABC):
     """
 
     def __init__(self, constructor: Callable[..., Any], params: Params, values: Tensor | None):
+        _check_arguments(constructor, params)
         self.constructor = constructor
-        self.params = params
+        self.params = {
+            name: torch.tensor(value, dtype=torch.float64) if isinstance(value, float) else value
+            for name, value in params.items()
+        }
         self.values = values
 
     @abstractmethod
@@ -83,6 +88,21 @@ class Case(ABC):
     def cast(self, dtype: torch.dtype = torch.float64, grad: bool = False) -> Params:
         """Copies the parameters to a dtype."""
         return cast(self.params, dtype, grad)
+
+
+def _check_arguments(constructor: Callable[..., Any], params: Params) -> None:
+    if isinstance(constructor, torch.distributions.Distribution) or not callable(constructor):
+        raise ValueError(
+            "The kit takes a class, or a function that returns an instance of it, got the "
+            f"instance {constructor!r}."
+        )
+    if not isinstance(params, Mapping):
+        raise ValueError(f"params must be a dictionary of arguments by name, got {params!r}.")
+    accepted = inspect.signature(constructor)
+    try:
+        accepted.bind_partial(**params)
+    except TypeError as error:
+        raise ValueError(f"params {list(params)} do not fit {accepted}: {error}.") from error
 
 
 def clause(registry: list[Clause], fix: str) -> Callable[[Check], Check]:

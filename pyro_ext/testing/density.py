@@ -86,7 +86,7 @@ def left_dims(case: DistributionCase) -> None:
     case.expect_log_prob(case.dist, x, lambda: torch.stack([torch.stack(row) for row in rows]))
 
 
-@clause(DENSITY, "clamp at the edges, in both branches of torch.where")
+@clause(DENSITY, "clamp at the edges, in both branches of torch.where; skip it if the density is 0")
 def edges(case: DistributionCase) -> None:
     """Gradients are finite at the closed edges of the support.
 

@@ -43,8 +43,9 @@ def check_distribution(
 
     Args:
         constructor: the class, or a function that returns an instance of it.
-        params: its arguments by name. Tensors and modules are copied, cast and differentiated;
-            anything else is passed on. Let the constructor make nested distributions.
+        params: its arguments by name. Tensors and modules are copied, cast and differentiated,
+            floats are made tensors; anything else is passed on. Let the constructor make nested
+            distributions.
         values: where to evaluate the density, of shape ``(..., *batch_shape, *event_shape)``;
             three draws by default. Include the doubtful places: edges, tails, atoms.
         skip: clauses that do not apply, by name.
@@ -52,14 +53,15 @@ def check_distribution(
     Raises:
         ConformanceError: at the first broken clause, naming it, what was seen, what was expected
             and how to fix it.
-        ValueError: if ``skip`` holds a name that is no clause.
+        ValueError: if ``skip`` holds a name that is no clause, or the constructor does not take
+            the parameters.
 
     Example:
         >>> import torch
         >>> import pyro.distributions as dist
         >>> params = {"loc": torch.zeros(3), "scale": torch.ones(3)}
         >>> check_distribution(dist.Logistic, params)
-        >>> check_distribution(dist.Normal, params)
+        >>> check_distribution(dist.Normal, params)  # takes validate_args by position
         Traceback (most recent call last):
         ...
         pyro_ext.testing.case.ConformanceError: signature: saw ..., expected keyword-only ...

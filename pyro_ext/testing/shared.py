@@ -127,7 +127,11 @@ def contiguous(case: Case) -> None:
         expect(leaf.is_contiguous(), f"{name!r} with strides {leaf.stride()}", "contiguous")
 
 
-@clause(SHARED, "create tensors with new_* or device=parameter.device, never on the default device")
+@clause(
+    SHARED,
+    "create tensors with new_* or device=parameter.device, never on the default device, to which "
+    "torch.tensor(x) and torch.as_tensor(x) belong",
+)
 def device(case: Case) -> None:
     """Nothing lands on the default device, here set to one that holds no numbers."""
     params = case.frozen_params

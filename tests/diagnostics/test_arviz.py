@@ -155,6 +155,19 @@ def test_user_names_stand_after_the_plates():
     assert named.log_likelihood["x"].dims == ("chain", "draw", "rows")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dims": {"zz": ["q"]}}, r"dims names \['zz'\], expected some of"),
+        ({"coords": {"nope": [1]}}, r"coords names \['nope'\], expected some of"),
+        ({"dims": {"z": ["a", "b", "c"]}}, "'z' has 2 dimensions beside chain and draw, but 4"),
+    ],
+)
+def test_names_that_fit_nothing_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        to_arviz(model, guide, X, num_draws=2, **arguments)
+
+
 def test_a_site_that_is_not_always_drawn_is_refused():
     count = iter(range(100))
 

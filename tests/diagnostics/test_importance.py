@@ -65,6 +65,11 @@ def test_the_sign_that_arviz_1_takes(monkeypatch):
     assert (_psislw(log_w) == expected).all()
 
 
+def test_an_array_is_refused_with_the_cure():
+    with pytest.raises(ValueError, match=r"torch\.as_tensor\(data\.sample_stats"):
+        pareto_k(torch.zeros(100).numpy())
+
+
 def test_too_few_particles():
     with pytest.raises(ValueError, match="at least 25 particles, got 24"):
         pareto_k(torch.zeros(24))

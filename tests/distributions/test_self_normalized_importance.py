@@ -339,6 +339,7 @@ def test_it_is_a_stochastic_density_and_says_so():
     assert issubclass(SelfNormalizedImportance, StochasticDensity)
     assert SelfNormalizedImportance.__doc__.startswith("Stochastic:")
     assert "num_proposals=3" in repr(snis(3))
+    assert repr(snis(3).tight(5).frozen(2)).endswith(".tight(5).frozen(2)")
 
 
 @pytest.mark.gpu
@@ -393,7 +394,7 @@ def test_event_shapes_that_disagree():
     proposal = dist.Normal(torch.zeros(2), 1.0).to_event(1)
     with pytest.raises(ValueError, match=r"events of shape \(3,\), but the proposal"):
         SelfNormalizedImportance(proposal, EnergyNet(3), 4)
-    untold = SelfNormalizedImportance(proposal, EnergyNet(3).forward, 4)
+    untold = SelfNormalizedImportance(proposal, EnergyNet(3).layers, 4)
     with pytest.raises(ValueError, match=r"cannot score values of shape \(4, 2\)"):
         untold.sample()
 

@@ -45,7 +45,11 @@ def test_state_dict_round_trip_keeps_the_center(tmp_path):
 def test_bad_sizes_and_centers_are_refused():
     with pytest.raises(ValueError, match="positive sizes"):
         EnergyNet(2, (0,))
+    with pytest.raises(ValueError, match=r"events of shape \(2,\), got values of shape \(5, 3\)"):
+        EnergyNet(2, (4,))(torch.zeros(5, 3))
     with pytest.raises(
-        ValueError, match=r"center has shape \(3,\), expected the event shape \(2,\)"
+        ValueError, match=r"center has shape \(3,\), expected a tensor of the event"
     ):
         EnergyNet(2, (4,), center=torch.zeros(3))
+    with pytest.raises(ValueError, match="expected a tensor of the event shape"):
+        EnergyNet(2, (4,), center=[0.0, 1.0])
