@@ -1,7 +1,6 @@
 """A model and its guide as ArviZ data."""
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -16,6 +15,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_ext.diagnostics.backend import import_arviz
 from pyro_ext.infer.particle_traces import Site, trace_weights
 from pyro_ext.ops.counts import count
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
@@ -82,7 +82,7 @@ def to_arviz(
         {'chain': 1, 'draw': 50, 'data': 2}
     """
     num_draws = count(num_draws, "num_draws")
-    arviz = _import_arviz()
+    arviz = import_arviz()
     draws: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     with torch.no_grad(), SharedSubsampleMessenger() as subsamples:
         for _ in tqdm(range(num_draws), desc="draws for ArviZ", delay=5):
@@ -125,6 +125,11 @@ def _is_deterministic(site: Site) -> bool:
     return bool(site["infer"].get("_deterministic"))
 
 
+def _is_all_event(site: Site) -> bool:
+    """Whether no dimension is a batch's: the default of :func:`pyro.deterministic`."""
+    return _is_deterministic(site) and site["fn"].event_dim == site["value"].dim()
+
+
 def _is_likelihood(site: Site) -> bool:
     return site["is_observed"] and not _is_factor(site) and not _is_deterministic(site)
 
@@ -142,7 +147,7 @@ def _frames(site: Site) -> list[Any]:
     """The plates that are dimensions of a site's value, outermost first."""
     frames: list[Any] = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     frames = sorted(frames, key=lambda frame: frame.dim)
-    if _is_deterministic(site) and site["fn"].event_dim == site["value"].dim():
+    if _is_all_event(site):
         # its plates are not told from its event, unless they are all there is
         return frames if site["value"].shape == tuple(frame.size for frame in frames) else []
     return frames
@@ -168,7 +173,7 @@ def _arrange(tensor: Tensor, site: Site, event_dim: int) -> Tensor:
 
 
 def _value(site: Site) -> Tensor:
-    if _is_deterministic(site) and site["fn"].event_dim == site["value"].dim():
+    if _is_all_event(site):
         return site["value"]
     return _arrange(site["value"], site, site["fn"].event_dim)
 
@@ -242,16 +247,6 @@ def _attributes(guide, num_draws: int) -> dict[str, Any]:
         "guide": getattr(guide, "__qualname__", type(guide).__name__),
         "num_draws": num_draws,
     }
-
-
-def _import_arviz():
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # 0.23 announces 1.0 once a day
-            import arviz
-    except ImportError as error:
-        raise ImportError("to_arviz needs ArviZ: pip install 'pyro-ext[arviz]'.") from error
-    return arviz
 
 
 def _convert(arviz, groups: Groups, coords: Mapping, dims: Mapping):

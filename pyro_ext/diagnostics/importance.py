@@ -1,11 +1,12 @@
 """How far importance weights can be trusted."""
 
 import math
-import warnings
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_ext.diagnostics.backend import import_arviz
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
@@ -54,9 +55,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
 def _psislw(log_w: np.ndarray) -> np.ndarray:
     """Pareto shapes along the last axis, by whichever ArviZ is installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        import arviz
+    arviz = import_arviz()
     if hasattr(arviz, "psislw"):  # 0.x takes log-weights
         return arviz.psislw(log_w.copy())[1]
     from arviz_stats.base import array_stats  # 1.x takes log-likelihoods: the opposite sign
