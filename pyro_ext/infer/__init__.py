@@ -1,5 +1,29 @@
-"""Objectives for models and guides."""
+"""Objectives for models and guides, and estimators of their gradients."""
 
+from pyro_ext.infer.estimators import (
+    Factors,
+    auto,
+    dreg,
+    pathwise,
+    piwae,
+    rws,
+    score,
+    stl,
+    vimco,
+    vimco_arithmetic,
+)
 from pyro_ext.infer.multi_sample_elbo import MultiSampleELBO
 
-__all__ = ["MultiSampleELBO"]
+__all__ = [
+    "Factors",
+    "MultiSampleELBO",
+    "auto",
+    "dreg",
+    "pathwise",
+    "piwae",
+    "rws",
+    "score",
+    "stl",
+    "vimco",
+    "vimco_arithmetic",
+]

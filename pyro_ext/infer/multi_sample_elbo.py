@@ -1,21 +1,24 @@
 """Multi-sample bounds on the log evidence as one Pyro objective."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
-from pyro.infer.enum import get_importance_trace
+from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_ext.infer.particle_traces import Weights, refuse_score_function, trace_weights
+from pyro_ext.infer.estimators import Estimator, auto
+from pyro_ext.infer.particle_elbo import ParticleELBO
+from pyro_ext.infer.particles import Particles
+from pyro_ext.infer.surrogate import surrogate
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.counts import count
-from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
+from pyro_ext.ops.single_particle import SingleParticle
 
 
-class MultiSampleELBO(ELBO):
+class MultiSampleELBO(ParticleELBO):
     r"""A bound on the log evidence from several particles per datum.
 
     .. math::
@@ -29,35 +32,61 @@ class MultiSampleELBO(ELBO):
     - A plate around every site keeps its dimension, so each datum has its own bound. Its
       subsampling scale is part of :math:`c`, outside of the logarithm, and the bound of a random
       subsample is an unbiased estimate of that of all data.
-    - Any other plate is summed into the joint weight, as all are for a guide with one site
-      outside of the plates, such as ``AutoDiagonalNormal``. It must not be subsampled, since the
-      bound of a subsample would then not be one of the data: that raises.
+    - Global latent variables :math:`\theta` beside local ones make the bound **nested**:
+
+      .. math::
+
+          \mathcal{L} = \mathbb{E}_{q(\theta)} \Bigl[ \log \frac{p(\theta)}{q(\theta)}
+          + c \sum_n f(\log w_{1n}(\theta), \dots, \log w_{Kn}(\theta)) \Bigr]
+
+      It is chosen if no plate is around all sites, but the guide draws inside of a plate
+      with observed data: of such plates, those with the most sites are kept. All particles of a
+      bound share :math:`\theta`. It is valid for subsampled data and for each datum as tight as
+      :math:`f`, but in :math:`\theta` no tighter than one particle.
+    - Any other plate is summed into the joint weight, as all are for a guide that draws only
+      outside of the plates, such as ``AutoDiagonalNormal``. It must not be subsampled, since
+      the bound of a subsample would then not be one of the data: that raises. So do sequential
+      plates, ``for i in pyro.plate(...)``: all of them make one joint weight.
     - :func:`pyro.poutine.scale` by the same number at every site is part of :math:`c`; different
       scales temper the densities of their sites, inside the logarithm.
     - :func:`pyro.poutine.mask` removes a term; :func:`pyro.deterministic` is none.
+    - Sites with ``infer={"enumerate": "parallel"}``, in the model or in the guide, are summed out
+      inside of each weight: :math:`w = \sum_y p(x, y, z_y) / q(z_y \mid y)`. Of an enumerated
+      guide site the density cancels, so this bound does not train it.
 
-    The gradient is pathwise. A guide site with trainable parameters that is not reparameterised
-    raises, since its gradient would miss a term. No value is synchronised with the host but the
-    float that ``loss`` and ``loss_and_grads`` return, and scales that are tensors.
+    Gradients are unbiased estimates of that of :math:`\mathcal{L}` unless the estimator says
+    otherwise. Reparameterised sites outside of a nested bound's plates have pathwise gradients.
+    No value is synchronised with the host but the float that ``loss`` and ``loss_and_grads``
+    return, scales that are tensors and, with Pyro's validation, checks.
 
     Args:
         num_particles: :math:`K \ge 1`, drawn from the guide for each datum.
-        bound: :math:`f`, a function ``(K, *plates) -> (*plates)`` in nats.
+        bound: :math:`f`, a function ``(K, *rest) -> (*rest)`` in nats. If it has a true attribute
+            ``upper``, it bounds the evidence from above, and the loss is plus the bound: it fits
+            the guide of a fixed model.
+        gradient: the estimator, a function of a :class:`~pyro_ext.ops.SingleParticle`;
+            :func:`~pyro_ext.infer.auto` takes the best known one for each site.
+        num_outer: the number :math:`M \ge 1` of bounds with :math:`K` particles each, of which
+            the mean is taken; in a nested bound, of draws of :math:`\theta`.
         max_plate_nesting: the number of nested plates, as in :class:`pyro.infer.ELBO`, without
             the one of the particles (which Pyro's log message counts); guessed by one extra run.
         vectorize_particles: runs model and guide once for all particles, unlike Pyro's default.
             It needs programs that index dimensions from the right. ``False`` runs them
-            ``num_particles`` times, on one and the same subsample of the data.
+            once for each, on one and the same subsample of the data.
         retain_graph: passed to ``backward``.
 
     Raises:
-        ValueError: if ``num_particles < 1`` or ``bound`` is not callable; when evaluated, if the
-            bound's shape is not ``(*plates)``, if a subsampled plate is not around every site,
-            if a site asks for enumeration, if a scale is not a scalar, or if a pathwise gradient
-            does not exist.
+        ValueError: if a number is not positive, ``bound`` or ``gradient`` is not callable or
+            refuses the number of particles; when evaluated, if the bound's shape is not
+            ``(*rest)``, if model and guide have not the same latent sites, if a plate is
+            subsampled that weights do not keep, if sites are enumerated one by one, if a scale is
+            not a scalar, if all weights of a datum are zero, if the programs run but not with
+            vectorised particles, or if the estimator does not exist for a site.
 
     References:
         Burda, Grosse and Salakhutdinov, *Importance Weighted Autoencoders*, arXiv 1509.00519.
+        Rainforth et al., *Tighter Variational Bounds are Not Necessarily Better*, arXiv 1802.04537
+        (``num_outer``: MIWAE; :func:`~pyro_ext.infer.piwae`).
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -83,77 +112,84 @@ class MultiSampleELBO(ELBO):
         self,
         num_particles: int,
         bound: Callable[[Tensor], Tensor] = iwae,
+        gradient: Estimator = auto,
+        num_outer: int = 1,
         *,
-        max_plate_nesting: float = float("inf"),
+        max_plate_nesting: float = math.inf,
         vectorize_particles: bool = True,
         retain_graph: bool | None = None,
     ):
-        if not callable(bound):
-            raise ValueError(
-                f"bound must be a function of log_w (num_particles, *plates), got {bound!r}. "
-                "pyro_ext.ops.iwae is one."
-            )
-        self.bound = bound
+        num_particles = count(num_particles, "num_particles")
+        _check_functions(bound, gradient)
+        self.num_outer = count(num_outer, "num_outer")
+        self.bound, self.gradient = bound, gradient
+        # on weights that say nothing: refuses a wrong number of particles, tells what is needed
+        factors = gradient(SingleParticle(iwae, torch.zeros(num_particles)))
+        self.has_path, self.has_score = factors.path is not None, factors.score is not None
         super().__init__(
-            num_particles=count(num_particles, "num_particles"),
+            num_particles=num_particles * self.num_outer,  # Pyro's word for all that are drawn
             max_plate_nesting=max_plate_nesting,
             vectorize_particles=vectorize_particles,
             retain_graph=retain_graph,
         )
 
     def log_weights(self, model, guide, *args, **kwargs) -> Tensor:
-        """Log importance weights ``(num_particles, *plates)`` in nats, without the factor c."""
-        return self._weights(model, guide, args, kwargs).log_w
+        """Log importance weights in nats, without the factor c.
+
+        Returns:
+            ``(num_particles, *plates)``, or ``(num_particles, num_outer, *plates)`` with several
+            outer particles. In a nested bound they are those of the sites inside of the plates,
+            given the draws outside, which all particles of a column share.
+        """
+        return self.draw_particles(model, guide, args, kwargs).log_w()
 
     def differentiable_loss(self, model, guide, *args, **kwargs) -> Tensor:
-        """The negative bound as a scalar tensor whose gradient is an unbiased estimate."""
-        log_w, scale, _ = self._weights(model, guide, args, kwargs)
-        bound = self.bound(log_w)
-        if bound.shape != log_w.shape[1:]:
-            raise ValueError(
-                f"The bound {self.bound!r} returned shape {tuple(bound.shape)} for log-weights of "
-                f"shape {tuple(log_w.shape)}, expected {tuple(log_w.shape[1:])}: it reduces the "
-                "particles on the left and nothing else."
-            )
-        return -(scale * bound).sum()
+        """The loss as a scalar tensor, whose gradient is that of the estimator."""
+        particles = self.draw_particles(model, guide, args, kwargs)
+        loss = self._loss(particles)
+        if is_validation_enabled():
+            _refuse_zero_weights(loss.item(), particles)
+        return loss
 
     def loss(self, model, guide, *args, **kwargs) -> float:
-        """The negative bound, without gradient."""
+        """The loss, without gradient: minus the bound, or plus an upper bound."""
         with torch.no_grad():
-            return _to_float(self.differentiable_loss(model, guide, *args, **kwargs))
+            particles = self.draw_particles(model, guide, args, kwargs)
+            return _to_float(self._loss(particles), particles)
 
     def loss_and_grads(self, model, guide, *args, **kwargs) -> float:
-        """The negative bound; adds its gradient to that of the parameters."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        """The loss; adds its gradient to that of the parameters."""
+        particles = self.draw_particles(model, guide, args, kwargs)
+        loss = self._loss(particles)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        return _to_float(loss)
+        return _to_float(loss, particles)
 
-    def _weights(self, model, guide, args, kwargs) -> Weights:
-        with SharedSubsampleMessenger():
-            parts = [
-                self._trace_weights(*traces)
-                for traces in self._get_traces(model, guide, args, kwargs)
-            ]
-        if self._is_vectorized:
-            return parts[0]
-        return parts[0]._replace(log_w=torch.stack([part.log_w for part in parts]))
-
-    def _trace_weights(self, model_trace, guide_trace) -> Weights:
-        if torch.is_grad_enabled():
-            refuse_score_function(guide_trace)
-        particle_dim = -self.max_plate_nesting if self._is_vectorized else None
-        return trace_weights(model_trace, guide_trace, particle_dim)
-
-    @property
-    def _is_vectorized(self) -> bool:
-        return self.vectorize_particles and self.num_particles > 1
-
-    def _get_trace(self, model, guide, args, kwargs):
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+    def _loss(self, particles: Particles) -> Tensor:
+        bound = surrogate(particles, self.bound, self.gradient)
+        return bound if getattr(self.bound, "upper", False) else -bound
 
 
-def _to_float(loss: Tensor) -> float:
+def _check_functions(bound: Any, gradient: Any) -> None:
+    if not callable(bound):
+        raise ValueError(
+            f"bound must be a function of log_w (num_particles, *plates), got {bound!r}. "
+            "pyro_ext.ops.iwae is one."
+        )
+    if not callable(gradient):
+        raise ValueError(
+            f"gradient must be a function of a SingleParticle, got {gradient!r}. "
+            "pyro_ext.infer.auto is one."
+        )
+
+
+def _refuse_zero_weights(loss: float, particles: Particles) -> None:
+    if math.isinf(loss):
+        particles.refuse_zero_weights()
+
+
+def _to_float(loss: Tensor, particles: Particles) -> float:
     value: Any = loss.item()
+    _refuse_zero_weights(value, particles)
     warn_if_nan(value, "loss")
     return value

@@ -1,24 +1,32 @@
-"""From a pair of traces to log-weights: which plates a weight keeps, which scale stays outside."""
+"""From traces to log-weights."""
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import is_identically_one, is_identically_zero, scale_and_mask
+from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-PARTICLES = "num_particles_vectorized"  # the name of Pyro's own particle plate
-
-Site = Any  # a sample site of a trace, a Message of Pyro's
+from pyro_ext.infer.enumeration import Site, Term, is_enumerated, sum_except, sum_out
+from pyro_ext.infer.mismatch import refuse_mismatch, refuse_sequential_enumeration
+from pyro_ext.infer.plates import (
+    Scale,
+    common_plates,
+    kept_plates,
+    refuse_partial_subsampling,
+    split,
+    split_scales,
+)
 
 
 class Weights(NamedTuple):
     """Log-weights, and the scale that belongs outside of any function of them."""
 
     log_w: Tensor  # (K, *plates), or (*plates) from a trace of one particle
-    scale: float | Tensor
+    scale: Scale
     plates: tuple[str, ...]  # names of the plates that log_w keeps, outermost first
 
 
@@ -31,41 +39,116 @@ def trace_weights(model_trace: Trace, guide_trace: Trace, particle_dim: int | No
         particle_dim: the (negative) dimension of vectorised particles, if there is one.
 
     Raises:
-        ValueError: if a plate is subsampled but not around every site, if a site is enumerated,
-            if a scale is not a scalar.
+        ValueError: as :class:`ParticleTraces`.
     """
-    terms = [(site, 1) for site in _random_sites(model_trace)]
-    terms += [(site, -1) for site in _random_sites(guide_trace)]
-    sites = [site for site, _ in terms]
-    plates = _common_plates(sites)
-    _refuse_enumeration(sites)
-    _refuse_partial_subsampling(sites, plates)
-    inside, outside = _split_scales(sites, plates)
-    dims = [] if particle_dim is None else [particle_dim]
-    dims += [frame.dim for frame in plates if frame.dim is not None]
-    log_w: Any = sum(
-        sign * _sum_except(scale_and_mask(site["unscaled_log_prob"], scale, site["mask"]), dims)
-        for (site, sign), scale in zip(terms, inside, strict=True)
-    )
-    log_w = log_w.reshape([log_w.shape[dim] for dim in dims])
-    return Weights(log_w, outside, tuple(frame.name for frame in plates))
+    traces = ParticleTraces(model_trace, guide_trace, particle_dim, nested=False)
+    return Weights(traces.log_w(), traces.scale, traces.plate_names)
 
 
-def refuse_score_function(guide_trace: Trace) -> None:
-    """Raises if a site of the guide needs more than a pathwise gradient."""
-    for site in _random_sites(guide_trace):
-        score = site["score_parts"].score_function
-        if not is_identically_zero(score) and score.requires_grad:
-            raise ValueError(
-                f"Guide site '{site['name']}' ({type(site['fn']).__name__}) has trainable "
-                "parameters but is not reparameterised, so the pathwise gradient of a multi-sample "
-                "bound would miss a term. Use a reparameterised distribution, detach its "
-                "parameters, or train with Trace_ELBO or TraceGraph_ELBO; the value of the bound "
-                "is available under torch.no_grad()."
-            )
+def importance_traces(
+    max_plate_nesting: float, model: Callable, guide: Callable, args, kwargs
+) -> tuple[Trace, Trace]:
+    """Pyro's traces, without its warnings of what :class:`ParticleTraces` refuses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found (vars in model|non-auxiliary vars)")
+        return get_importance_trace("flat", max_plate_nesting, model, guide, args, kwargs)
 
 
-def _random_sites(trace: Trace) -> list[Site]:
+class ParticleTraces:
+    """The terms of log-weights in a pair of traces, of one particle or of vectorised ones.
+
+    The weight of a datum sums the *local* sites, those inside of all ``plates``. There are sites
+    outside, summed in :meth:`outer`, only if the bound is nested, which it is when the guide draws
+    inside of a plate that is not around all sites.
+
+    Args:
+        model_trace: with computed log-probabilities.
+        guide_trace: with computed score parts.
+        particle_dim: the (negative) dimension of vectorised particles, if there is one.
+        nested: whether plates may be kept that are not around all sites.
+
+    Raises:
+        ValueError: if the sites of model and guide do not match, if a plate is subsampled that the
+            weights do not keep, if a site is enumerated one value at a time, if a scale is not a
+            scalar.
+    """
+
+    def __init__(
+        self,
+        model_trace: Trace,
+        guide_trace: Trace,
+        particle_dim: int | None = None,
+        nested: bool = True,
+    ):
+        self.traces = model_trace, guide_trace
+        model, guide = random_sites(model_trace), random_sites(guide_trace)
+        sites = model + guide
+        refuse_sequential_enumeration(sites)
+        refuse_mismatch(model, guide)
+        self.plates = kept_plates(model, guide) if nested else common_plates(sites)
+        refuse_partial_subsampling(sites, self.plates)
+        self.model, self.outer_model = split(model, self.plates)
+        self.guide, self.outer_guide = split(guide, self.plates)
+        tempers, self.scale = split_scales(self.model + self.guide, self.plates)
+        self.model_tempers = tempers[: len(self.model)]
+        self.guide_tempers = tempers[len(self.model) :]
+        self.particle_dims = [] if particle_dim is None else [particle_dim]
+        self.dims = self.particle_dims + [frame.dim for frame in self.plates if frame.dim]
+
+    @property
+    def plate_names(self) -> tuple[str, ...]:
+        """Names of the plates that log-weights keep, outermost first."""
+        return tuple(frame.name for frame in self.plates)
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether there are sites outside of the kept plates."""
+        return bool(self.outer_model or self.outer_guide)
+
+    def log_w(self, held: Collection[str] | None = None) -> Tensor:
+        """Log-weights ``(particles, *plates)``.
+
+        Args:
+            held: if given, the score function of every draw is left out of the gradient, and that
+                of these sites is that of their density, even if they are reparameterised.
+        """
+        model = zip(self.model, self.model_tempers, strict=True)
+        guide = zip(self.guide, self.guide_tempers, strict=True)
+        terms = [Term(site, _model_term(site, temper)) for site, temper in model]
+        terms += [
+            Term(site, -_guide_term(site, temper, held))
+            for site, temper in guide
+            if not is_enumerated(site)
+        ]
+        return _keep(sum_out(terms, *self.traces, self.dims), self.dims)
+
+    def impossible_sites(self) -> list[str]:
+        """Names of the model's sites with a log density of minus infinity somewhere."""
+        sites = self.model + self.outer_model
+        return [s["name"] for s in sites if bool((s["unscaled_log_prob"] == -math.inf).any())]
+
+    @property
+    def outer_names(self) -> frozenset[str]:
+        """Names of the guide's sites outside of the kept plates."""
+        return frozenset(site["name"] for site in self.outer_guide)
+
+    def outer(self) -> Any:
+        """Log-weights ``(particles,)`` of the sites outside of the plates, with their scales."""
+        terms = [_log_prob(site, site["scale"]) for site in self.outer_model]
+        terms += [-_log_prob(site, site["scale"]) for site in self.outer_guide]
+        return _sum(terms, self.particle_dims)
+
+    def score(self, held: Collection[str]) -> Any:
+        """Score functions ``(particles, *plates)`` of the draws; ``held`` as in :meth:`log_w`."""
+        return _sum([_score(site, held) for site in self.guide], self.dims)
+
+    def outer_score(self) -> Any:
+        """Score functions ``(particles,)`` of the draws outside of the plates."""
+        return _sum([_score(site, ()) for site in self.outer_guide], self.particle_dims)
+
+
+def random_sites(trace: Trace) -> list[Site]:
+    """The sample sites of a trace, without deterministics."""
     nodes: Any = trace.nodes
     return [
         site
@@ -74,70 +157,44 @@ def _random_sites(trace: Trace) -> list[Site]:
     ]
 
 
-def _plates(site: Site) -> set[CondIndepStackFrame]:
-    return {frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES}
+# Densities.
 
 
-def _common_plates(sites: list[Site]) -> list[CondIndepStackFrame]:
-    if not sites:
-        raise ValueError("Model and guide have no sample site, so there is nothing to weigh.")
-    common: list[Any] = [f for f in set.intersection(*map(_plates, sites)) if f.vectorized]
-    return sorted(common, key=lambda frame: frame.dim)
+def _log_prob(site: Site, scale: Scale) -> Tensor:
+    return scale_and_mask(site["unscaled_log_prob"], scale, site["mask"])
 
 
-def _refuse_enumeration(sites: Iterable[Site]) -> None:
-    for site in sites:
-        if site["infer"].get("enumerate"):
-            raise ValueError(
-                f"Site '{site['name']}' asks for enumeration, which a multi-sample bound does not "
-                "do. Remove infer={'enumerate': ...} and sample the site in the guide, or use "
-                "TraceEnum_ELBO."
-            )
+def _model_term(site: Site, temper: Scale) -> Tensor:
+    """An enumerated site keeps its whole distribution: the sum over a masked one is one."""
+    return site["unscaled_log_prob"] if is_enumerated(site) else _log_prob(site, temper)
 
 
-def _refuse_partial_subsampling(sites: list[Site], common: list[CondIndepStackFrame]) -> None:
-    for site in sites:
-        for frame in _plates(site).difference(common):
-            if frame.full_size is not None and frame.full_size > frame.size:
-                outside = sorted({s["name"] for s in sites if frame not in _plates(s)})
-                raise ValueError(
-                    f"Plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}), but "
-                    "is not a vectorised plate around every sample site of model and guide "
-                    f"(outside are {outside}). The weight of a subsample is then not one of the "
-                    "whole data. Put all sites inside the plate or use the full data; to train, "
-                    "Trace_ELBO is an alternative."
-                )
+def _guide_term(site: Site, temper: Scale, held: Collection[str] | None) -> Tensor:
+    log_prob = _log_prob(site, temper)
+    score = 0.0 if held is None else _score(site, held)
+    return log_prob - (score - score.detach()) if isinstance(score, Tensor) else log_prob
 
 
-def _split_scales(
-    sites: list[Site], plates: list[CondIndepStackFrame]
-) -> tuple[list[float | Tensor], float | Tensor]:
-    """Splits each site's scale into a power of its density and one factor of the whole bound."""
-    subsampling = math.prod((frame.full_size or frame.size) / frame.size for frame in plates)
-    scales = [_scalar(site) / subsampling for site in sites]
-    if all(_equal(scale, scales[0]) for scale in scales):
-        return [1.0] * len(sites), subsampling * scales[0]
-    return scales, subsampling
+def _score(site: Site, held: Collection[str]) -> Tensor | float:
+    """The score function of a draw, which no scale changes."""
+    if is_enumerated(site):
+        return 0.0
+    if site["name"] in held:
+        return scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
+    parts = site["score_parts"]
+    if is_identically_zero(parts.score_function):
+        return 0.0
+    if not is_identically_one(site["scale"]):
+        parts = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
+        parts = parts.scale_and_mask(1.0, site["mask"])
+    return parts.score_function
 
 
-def _scalar(site: Site) -> float | Tensor:
-    scale = site["scale"]
-    if isinstance(scale, Tensor) and scale.dim() > 0:
-        raise ValueError(
-            f"Site '{site['name']}' has a scale of shape {tuple(scale.shape)}; inside a "
-            "multi-sample bound poutine.scale takes a number. Use poutine.mask to leave data out."
-        )
-    return scale
+def _sum(terms: Iterable[Tensor | float], dims: list[int]) -> Any:
+    """A tensor, or zero if no term is one."""
+    tensors = [sum_except(term, dims) for term in terms if isinstance(term, Tensor)]
+    return _keep(sum(tensors), dims) if tensors else 0.0
 
 
-def _equal(scale: float | Tensor, other: float | Tensor) -> bool:
-    return scale is other or math.isclose(_to_float(scale), _to_float(other), rel_tol=1e-6)
-
-
-def _to_float(scale: float | Tensor) -> float:
-    return scale.item() if isinstance(scale, Tensor) else float(scale)
-
-
-def _sum_except(log_prob: Tensor, dims: list[int]) -> Tensor:
-    summed = [dim for dim in range(-log_prob.dim(), 0) if dim not in dims]
-    return log_prob.sum(summed, keepdim=True) if summed else log_prob
+def _keep(tensor: Any, dims: list[int]) -> Tensor:
+    return tensor.reshape([tensor.shape[dim] for dim in dims])

@@ -16,7 +16,7 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.nn import PyroModule, PyroParam
 
-from pyro_ext.infer import MultiSampleELBO
+from pyro_ext.infer import MultiSampleELBO, pathwise
 from pyro_ext.ops import iwae
 
 N = 10
@@ -313,7 +313,9 @@ def test_pathwise_gradient_against_autograd_without_pyro():
     expected = -(log_w.logsumexp(0) - math.log(6)).sum()
 
     pyro.set_rng_seed(4)  # Pyro's normal draws the same noise
-    loss = MultiSampleELBO(6, max_plate_nesting=1).differentiable_loss(Model(), Guide())
+    loss = MultiSampleELBO(6, gradient=pathwise, max_plate_nesting=1).differentiable_loss(
+        Model(), Guide()
+    )
     torch.testing.assert_close(loss, expected)
     leaves = [pyro.param(name).unconstrained() for name in ("loc", "bias", "scale")]
     torch.testing.assert_close(
@@ -467,16 +469,19 @@ def discrete_model():
 
 def test_gradient_of_a_discrete_guide_is_refused_where_renyi_is_silently_zero():
     with pytest.raises(ValueError, match=r"Guide site 'b' \(Bernoulli\) has trainable"):
-        MultiSampleELBO(3).loss_and_grads(discrete_model, discrete_guide)
+        MultiSampleELBO(3, gradient=pathwise).loss_and_grads(discrete_model, discrete_guide)
     assert math.isfinite(MultiSampleELBO(3).loss(discrete_model, discrete_guide))
+    MultiSampleELBO(3).loss_and_grads(discrete_model, discrete_guide)
+    assert pyro.param("logits").grad != 0
+    pyro.param("logits").grad = None
     renyi = RenyiELBO(alpha=0, num_particles=3, vectorize_particles=True)
     renyi.loss_and_grads(discrete_model, discrete_guide)
     assert pyro.param("logits").grad in (None, 0)
 
 
-def test_enumeration_is_refused():
-    guide = pyro.infer.config_enumerate(discrete_guide)
-    with pytest.raises(ValueError, match="Site 'b' asks for enumeration"), torch.no_grad():
+def test_sequential_enumeration_is_refused():
+    guide = pyro.infer.config_enumerate(discrete_guide, default="sequential")
+    with pytest.raises(ValueError, match="Site 'b' asks for enumeration by 'sequential'"):
         MultiSampleELBO(1, max_plate_nesting=0).loss(discrete_model, guide)
 
 

@@ -1,0 +1,123 @@
+"""Runs of model and guide, as many as there are particles."""
+
+import math
+from collections.abc import Collection
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.poutine.enum_messenger import EnumMessenger
+
+from pyro_ext.infer.mismatch import refuse_score_function
+from pyro_ext.infer.particle_traces import ParticleTraces, importance_traces
+from pyro_ext.infer.particles import Particles
+from pyro_ext.poutine.cut_messenger import CutMessenger
+from pyro_ext.poutine.shared_site_messenger import SharedSiteMessenger
+from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
+
+
+class ParticleELBO(ELBO):
+    """The part of an objective that draws particles.
+
+    Attributes:
+        num_outer: the number of bounds; ``num_particles``, Pyro's word, is that of all particles.
+        has_path: whether gradients along the paths of reparameterised draws are taken apart.
+        has_score: whether the scores of draws are used; without a path, of all draws.
+    """
+
+    num_outer: int
+    has_path: bool
+    has_score: bool
+
+    _shared: frozenset[str] = frozenset()
+
+    def draw_particles(self, model, guide, args, kwargs) -> Particles:
+        """Draws all particles, those of a bound with the same values outside of its plates."""
+        particles = self._run(model, guide, args, kwargs)
+        shared = particles.runs[0].outer_names
+        if shared != self._shared and self.num_particles > self.num_outer:
+            self._shared = shared  # the structure is known now, and kept for the next call
+            particles = self._run(model, guide, args, kwargs)
+            _refuse_change(shared, particles.runs[0].outer_names)
+        return particles
+
+    def _run(self, model, guide, args, kwargs) -> Particles:
+        if self.max_plate_nesting == math.inf:
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+        sharing = SharedSiteMessenger(self._shared, self.num_outer, self._particle_dim)
+        cut = self._cut()
+        runs, draws, leaves = [], [], []
+        with SharedSubsampleMessenger():
+            for _ in range(1 if self._is_vectorized else self.num_particles):
+                runs.append(self._traces(model, guide, (sharing, cut), args, kwargs))
+                draws.append(dict(cut.draws))
+                leaves.append(dict(cut.leaves))
+        num_particles = self.num_particles // self.num_outer
+        return Particles(runs, num_particles, self.num_outer, draws, leaves)
+
+    def _cut(self) -> CutMessenger:
+        """Draws are taken apart if the estimator has a path, and cut off if it has only scores."""
+        is_cut = torch.is_grad_enabled() and (self.has_path or self.has_score)
+        return CutMessenger(self.has_path, self._shared if is_cut else _All())
+
+    def _traces(self, model, guide, handlers, args, kwargs) -> ParticleTraces:
+        particle_model, particle_guide = model, guide
+        if self._is_vectorized:
+            particle_model = self._vectorized_num_particles(model)
+            particle_guide = self._vectorized_num_particles(guide)
+        particle_guide = EnumMessenger(-1 - int(self.max_plate_nesting))(particle_guide)
+        for handler in handlers:
+            particle_guide = handler(particle_guide)
+        try:
+            model_trace, guide_trace = self._get_trace(
+                EnumMessenger()(particle_model), particle_guide, args, kwargs
+            )
+        except (RuntimeError, ValueError, IndexError) as error:
+            self._refuse_unvectorizable(error, model, guide, args, kwargs)
+            raise
+        particles = ParticleTraces(model_trace, guide_trace, self._particle_dim)
+        if torch.is_grad_enabled() and not self.has_score:
+            refuse_score_function(particles.guide + particles.outer_guide)
+        return particles
+
+    def _get_trace(self, model, guide, args, kwargs):
+        return importance_traces(self.max_plate_nesting, model, guide, args, kwargs)
+
+    @property
+    def _is_vectorized(self) -> bool:
+        return self.vectorize_particles and self.num_particles > 1
+
+    @property
+    def _particle_dim(self) -> int | None:
+        return -int(self.max_plate_nesting) if self._is_vectorized else None
+
+    def _refuse_unvectorizable(self, error: Exception, model, guide, args, kwargs) -> None:
+        """Blames the vectorisation if one particle alone runs."""
+        if not self._is_vectorized:
+            return
+        try:
+            with torch.no_grad(), poutine.block():
+                importance_traces(math.inf, model, guide, args, kwargs)
+        except Exception:
+            return  # the caller raises the first error
+        raise ValueError(
+            f"Model and guide run with one particle, but not with {self.num_particles} along "
+            f"dimension {self._particle_dim}: {error} Index dimensions from the right, or pass "
+            "vectorize_particles=False."
+        ) from error
+
+
+class _All:
+    """Contains everything."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def _refuse_change(before: Collection[str], after: Collection[str]) -> None:
+    if before != after:
+        raise ValueError(
+            "The sites outside of the bound's plates were "
+            f"{sorted(before)}, then {sorted(after)} in a second run. A nested bound needs a model "
+            "and a guide of fixed structure."
+        )

@@ -1,0 +1,82 @@
+"""A scalar with the value of a bound and the gradient of an estimator."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext.infer.estimators import Estimator, Factors, pathwise, piwae, rws
+from pyro_ext.infer.particles import Particles
+
+Bound = Callable[[Tensor], Tensor]
+
+
+def surrogate(particles: Particles, bound: Bound, estimator: Estimator) -> Tensor:
+    """The mean over outer particles of the bound of all data, with the estimator's gradient."""
+    log_w, outer = particles.log_w(), particles.outer()
+    if estimator is pathwise or not torch.is_grad_enabled():
+        return _total(particles, evaluate(bound, log_w), outer).mean()
+    _refuse_nested(particles, estimator)
+    particle = particles.single(bound, log_w)
+    total = _total(particles, particle.value, outer).detach()
+    factors = estimator(particle)
+    parts = [_local(particles, factors, log_w), outer, _outer_scored(particles, total)]
+    objective = sum(part.sum() for part in parts if isinstance(part, Tensor))
+    return _Surrogate.apply(total.mean(), objective / particles.num_outer)
+
+
+def evaluate(bound: Bound, log_w: Tensor) -> Tensor:
+    """The bound of log-weights, whose shape is checked."""
+    value = bound(log_w)
+    if value.shape != log_w.shape[1:]:
+        raise ValueError(
+            f"The bound {bound!r} returned shape {tuple(value.shape)} for log-weights of "
+            f"shape {tuple(log_w.shape)}, expected {tuple(log_w.shape[1:])}: it reduces the "
+            "particles on the left and nothing else."
+        )
+    return value
+
+
+def _total(particles: Particles, value: Tensor, outer: Any) -> Tensor:
+    return outer + particles.sum_data(particles.scale * value)
+
+
+def _local(particles: Particles, factors: Factors, log_w: Tensor) -> Tensor:
+    """What the sites inside of the plates contribute to the gradient."""
+    weight, path, score = factors
+    scored = 0.0 if score is None else score * particles.score(of_cut=path is None)
+    explicit = weight * particles.log_w(held=True) + scored
+    objective = (particles.scale * explicit).sum()
+    if path is None or not particles.cut:
+        return objective
+    along_path = particles.scale * (path * log_w + scored)
+    return objective + sum(particles.adjoints(along_path.sum()))
+
+
+def _outer_scored(particles: Particles, total: Tensor) -> Any:
+    """Scores of the draws outside; the mean of the other outer particles is their baseline."""
+    score = particles.outer_score()
+    num_others = particles.num_outer - 1
+    baseline = (total.sum() - total) / num_others if num_others else 0.0
+    return score * (total - baseline) if isinstance(score, Tensor) else score
+
+
+def _refuse_nested(particles: Particles, estimator: Estimator) -> None:
+    if particles.runs[0].is_nested and estimator in (rws, piwae):
+        raise ValueError(
+            f"gradient={estimator.__name__} has no meaning for a model with sites outside of the "
+            f"plates {list(particles.runs[0].plate_names)} of its bound. Use gradient=auto."
+        )
+
+
+class _Surrogate(torch.autograd.Function):
+    """The value of one scalar with the gradient of another."""
+
+    @staticmethod
+    def forward(ctx, value, objective):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None, gradient
