@@ -14,9 +14,8 @@ with factors :math:`a` (``weight``), :math:`b` (``path``, at reparameterised sit
 :class:`~pyro_ext.ops.SingleParticle` to :class:`Factors`; a user's own is as good as these.
 """
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -42,7 +41,7 @@ class Factors(NamedTuple):
 
     weight: Tensor
     path: Tensor | None = None
-    score: Tensor | None = None
+    score: Tensor | Any = None
 
 
 Estimator = Callable[[SingleParticle], Factors]
@@ -206,7 +205,8 @@ def rws(particle: SingleParticle) -> Factors:
 
     Raises:
         ValueError: for one particle, whose weight says nothing; when used, if there are sites
-            outside of the plates of the bound.
+            outside of the plates of the bound, if sites have different scales, if draws of the
+            guide depend on enumerated ones.
 
     References:
         Bornschein and Bengio, *Reweighted Wake-Sleep*, arXiv 1406.2751.
@@ -267,9 +267,10 @@ def _geometric_baseline(particle: SingleParticle) -> Tensor:
 def _scored(particle: SingleParticle, baseline: Tensor) -> Factors:
     """``slope`` is what the density of a draw in the denominator of its weight contributes.
 
-    A baseline may be any function of the other particles, so zero if all their weights are zero.
+    A baseline may be any function of the other particles: zero if it is not finite, as where all
+    their weights are zero.
     """
-    baseline = baseline.masked_fill(baseline == -math.inf, 0.0)
+    baseline = baseline.masked_fill(~baseline.isfinite(), 0.0)
     return Factors(particle.slope, score=particle.value - baseline - particle.slope)
 
 

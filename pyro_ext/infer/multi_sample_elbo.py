@@ -184,7 +184,7 @@ def _check_functions(bound: Any, gradient: Any) -> None:
 
 
 def _refuse_zero_weights(loss: float, particles: Particles) -> None:
-    if math.isinf(loss):
+    if not math.isfinite(loss):
         particles.refuse_zero_weights()
 
 

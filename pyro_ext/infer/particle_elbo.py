@@ -3,14 +3,17 @@
 import math
 from collections.abc import Collection
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 
 from pyro_ext.infer.mismatch import refuse_score_function
 from pyro_ext.infer.particle_traces import ParticleTraces, importance_traces
 from pyro_ext.infer.particles import Particles
+from pyro_ext.infer.plates import PARTICLES
 from pyro_ext.poutine.cut_messenger import CutMessenger
 from pyro_ext.poutine.shared_site_messenger import SharedSiteMessenger
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
@@ -35,7 +38,7 @@ class ParticleELBO(ELBO):
         """Draws all particles, those of a bound with the same values outside of its plates."""
         particles = self._run(model, guide, args, kwargs)
         shared = particles.runs[0].outer_names
-        if shared != self._shared and self.num_particles > self.num_outer:
+        if shared != self._shared:
             self._shared = shared  # the structure is known now, and kept for the next call
             particles = self._run(model, guide, args, kwargs)
             _refuse_change(shared, particles.runs[0].outer_names)
@@ -44,21 +47,23 @@ class ParticleELBO(ELBO):
     def _run(self, model, guide, args, kwargs) -> Particles:
         if self.max_plate_nesting == math.inf:
             self._guess_max_plate_nesting(model, guide, args, kwargs)
-        sharing = SharedSiteMessenger(self._shared, self.num_outer, self._particle_dim)
-        cut = self._cut()
+        cut = CutMessenger(self.has_path, self._shared, int(self.max_plate_nesting))
+        handlers: list[Messenger] = [cut] if self._is_cut else []
+        if self._shared:
+            handlers += [SharedSiteMessenger(self._shared, self.num_outer, self._particle_dim)]
         runs, draws, leaves = [], [], []
         with SharedSubsampleMessenger():
             for _ in range(1 if self._is_vectorized else self.num_particles):
-                runs.append(self._traces(model, guide, (sharing, cut), args, kwargs))
+                runs.append(self._traces(model, guide, handlers, args, kwargs))
                 draws.append(dict(cut.draws))
                 leaves.append(dict(cut.leaves))
         num_particles = self.num_particles // self.num_outer
         return Particles(runs, num_particles, self.num_outer, draws, leaves)
 
-    def _cut(self) -> CutMessenger:
+    @property
+    def _is_cut(self) -> bool:
         """Draws are taken apart if the estimator has a path, and cut off if it has only scores."""
-        is_cut = torch.is_grad_enabled() and (self.has_path or self.has_score)
-        return CutMessenger(self.has_path, self._shared if is_cut else _All())
+        return torch.is_grad_enabled() and (self.has_path or self.has_score)
 
     def _traces(self, model, guide, handlers, args, kwargs) -> ParticleTraces:
         particle_model, particle_guide = model, guide
@@ -72,7 +77,7 @@ class ParticleELBO(ELBO):
             model_trace, guide_trace = self._get_trace(
                 EnumMessenger()(particle_model), particle_guide, args, kwargs
             )
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             self._refuse_unvectorizable(error, model, guide, args, kwargs)
             raise
         particles = ParticleTraces(model_trace, guide_trace, self._particle_dim)
@@ -107,11 +112,18 @@ class ParticleELBO(ELBO):
         ) from error
 
 
-class _All:
-    """Contains everything."""
+class GuideParticles(ParticleELBO):
+    """Draws particles inside of a guide, which other particles may surround; no objective."""
 
-    def __contains__(self, name: object) -> bool:
-        return True
+    num_outer = 1
+    has_path = False
+    has_score = True
+    _is_cut = False
+
+    def _vectorized_num_particles(self, fn):
+        name = f"{PARTICLES}_of_importance_guide"
+        dim = -int(self.max_plate_nesting)
+        return fn if self.num_particles == 1 else pyro.plate(name, self.num_particles, dim=dim)(fn)
 
 
 def _refuse_change(before: Collection[str], after: Collection[str]) -> None:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import is_identically_one, is_identically_zero, scale_and_mask
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
@@ -16,9 +17,11 @@ from pyro_ext.infer.plates import (
     Scale,
     common_plates,
     kept_plates,
+    particle_dims,
     refuse_partial_subsampling,
     split,
     split_scales,
+    subsampling,
 )
 
 
@@ -92,8 +95,12 @@ class ParticleTraces:
         tempers, self.scale = split_scales(self.model + self.guide, self.plates)
         self.model_tempers = tempers[: len(self.model)]
         self.guide_tempers = tempers[len(self.model) :]
-        self.particle_dims = [] if particle_dim is None else [particle_dim]
-        self.dims = self.particle_dims + [frame.dim for frame in self.plates if frame.dim]
+        self.factor: Any = self.scale / subsampling(self.plates)
+        self.is_tempered = len(set(map(float, tempers))) > 1
+        self.particle_dim = particle_dim
+        self.particle_dims = particle_dims(sites)
+        plate_dims = [frame.dim for frame in self.plates if frame.dim is not None]
+        self.dims = sorted(self.particle_dims + plate_dims)
 
     @property
     def plate_names(self) -> tuple[str, ...]:
@@ -116,11 +123,21 @@ class ParticleTraces:
         guide = zip(self.guide, self.guide_tempers, strict=True)
         terms = [Term(site, _model_term(site, temper)) for site, temper in model]
         terms += [
-            Term(site, -_guide_term(site, temper, held))
+            Term(site, -_guide_term(site, temper, None if self._is_many(site) else held))
             for site, temper in guide
             if not is_enumerated(site)
         ]
         return _keep(sum_out(terms, *self.traces, self.dims), self.dims)
+
+    @property
+    def draws_many(self) -> bool:
+        """Whether the guide draws for each value of an enumerated site."""
+        return any(self._is_many(site) for site in self.guide)
+
+    def _is_many(self, site: Site) -> bool:
+        dims = [s["infer"]["_enumerate_dim"] for s in self.guide if is_enumerated(s)]
+        shape = site["unscaled_log_prob"].shape
+        return not is_enumerated(site) and any(len(shape) >= -d and shape[d] > 1 for d in dims)
 
     def impossible_sites(self) -> list[str]:
         """Names of the model's sites with a log density of minus infinity somewhere."""
@@ -138,9 +155,25 @@ class ParticleTraces:
         terms += [-_log_prob(site, site["scale"]) for site in self.outer_guide]
         return _sum(terms, self.particle_dims)
 
+    def log_q(self) -> Any:
+        """Log densities ``(particles, *plates)`` of the guide, with the powers they have inside."""
+        guide = zip(self.guide, self.guide_tempers, strict=True)
+        return _sum([_log_prob(site, temper) for site, temper in guide], self.dims)
+
+    def outer_log_q(self) -> Any:
+        """Log densities ``(particles,)`` of the guide's draws outside of the plates."""
+        terms = [_log_prob(site, site["scale"]) for site in self.outer_guide]
+        return _sum(terms, self.particle_dims)
+
     def score(self, held: Collection[str]) -> Any:
         """Score functions ``(particles, *plates)`` of the draws; ``held`` as in :meth:`log_w`."""
-        return _sum([_score(site, held) for site in self.guide], self.dims)
+        sites = [site for site in self.guide if not self._is_many(site)]
+        return _sum([_score(site, held) for site in sites], self.dims)
+
+    def score_of_many(self) -> Any:
+        """Score functions of draws for each value of an enumerated site, summed over the values."""
+        sites = [site for site in self.guide if self._is_many(site)]
+        return _sum([_score(site, ()) for site in sites], self.dims)
 
     def outer_score(self) -> Any:
         """Score functions ``(particles,)`` of the draws outside of the plates."""
@@ -176,17 +209,18 @@ def _guide_term(site: Site, temper: Scale, held: Collection[str] | None) -> Tens
 
 
 def _score(site: Site, held: Collection[str]) -> Tensor | float:
-    """The score function of a draw, which no scale changes."""
+    """The score function of a draw, which no scale or mask of its density changes."""
     if is_enumerated(site):
         return 0.0
     if site["name"] in held:
-        return scale_and_mask(site["unscaled_log_prob"], 1.0, site["mask"])
-    parts = site["score_parts"]
+        return site["unscaled_log_prob"]
+    parts, fn = site["score_parts"], site["fn"]
     if is_identically_zero(parts.score_function):
         return 0.0
-    if not is_identically_one(site["scale"]):
-        parts = site["fn"].score_parts(site["value"], *site["args"], **site["kwargs"])
-        parts = parts.scale_and_mask(1.0, site["mask"])
+    is_masked = site["mask"] is not None or isinstance(fn, MaskedDistribution)
+    if is_masked or not is_identically_one(site["scale"]):
+        fn = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
+        parts = fn.score_parts(site["value"], *site["args"], **site["kwargs"])
     return parts.score_function
 
 

@@ -37,6 +37,11 @@ class Particles:
         self.cut = frozenset(name for names in draws for name in names)
 
     @property
+    def is_vectorized(self) -> bool:
+        """Whether one run holds all particles."""
+        return self.runs[0].particle_dim is not None
+
+    @property
     def scale(self) -> float | Tensor:
         """The factor of the bound."""
         return self.runs[0].scale
@@ -45,9 +50,22 @@ class Particles:
         """Log-weights ``(K, *outer, *plates)``; ``held`` leaves scores out of the gradient."""
         return self._join(lambda run: run.log_w(self.cut if held else None))
 
+    def log_q(self) -> Any:
+        """Log densities of the guide, ``(K, *outer, *plates)``."""
+        return self._join(ParticleTraces.log_q)
+
+    def outer_log_q(self) -> Any:
+        """Log densities of the guide's draws outside of a nested bound's plates, ``(*outer)``."""
+        log_q = self._join(ParticleTraces.outer_log_q)
+        return log_q[0] if isinstance(log_q, Tensor) else log_q
+
     def score(self, of_cut: bool) -> Any:
         """Score functions ``(K, *outer, *plates)``, of the cut draws too or only of the others."""
         return self._join(lambda run: run.score(self.cut if of_cut else ()))
+
+    def score_of_many(self) -> Any:
+        """Score functions ``(K, *outer, *plates)`` of draws for each value of enumerated sites."""
+        return self._join(ParticleTraces.score_of_many)
 
     def outer(self) -> Any:
         """Log-weights of the sites outside of a nested bound's plates, ``(*outer)``."""
@@ -111,7 +129,7 @@ class Particles:
         parts = [part(run) for run in self.runs]
         if not isinstance(parts[0], Tensor):
             return parts[0]
-        joined = parts[0] if self.runs[0].particle_dims else torch.stack(parts)
+        joined = parts[0] if self.is_vectorized else torch.stack(parts)
         outer = (self.num_outer,) if self.num_outer > 1 else ()
         return joined.reshape(self.num_particles, *outer, *joined.shape[1:])
 

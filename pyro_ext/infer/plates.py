@@ -1,6 +1,7 @@
 """Which plates a log-weight keeps, and which scale stays outside of it."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from pyro.distributions import Delta
@@ -10,57 +11,85 @@ from torch import Tensor
 from pyro_ext.infer.enumeration import Site, is_enumerated
 from pyro_ext.poutine.cut_messenger import innermost
 
-PARTICLES = "num_particles_vectorized"  # the name of Pyro's own particle plate
+PARTICLES = "num_particles_vectorized"  # how names of plates begin that hold particles, Pyro's too
 
 Frames = list[CondIndepStackFrame]
 Scale = float | Tensor
 
 
-def _plates(site: Site) -> set[CondIndepStackFrame]:
-    return {frame for frame in site["cond_indep_stack"] if frame.name != PARTICLES}
+def _plates(site: Site) -> dict[str, CondIndepStackFrame]:
+    return {f.name: f for f in site["cond_indep_stack"] if not holds_particles(f)}
 
 
 def split(sites: list[Site], plates: Frames) -> tuple[list[Site], list[Site]]:
     """Sites inside of all plates, and the others."""
-    inside = [site for site in sites if _plates(site).issuperset(plates)]
-    return inside, [site for site in sites if not _plates(site).issuperset(plates)]
+    names = {frame.name for frame in plates}
+    halves: tuple[list[Site], list[Site]] = [], []
+    for site in sites:
+        halves[not names <= _plates(site).keys()].append(site)
+    return halves
+
+
+def holds_particles(frame: CondIndepStackFrame) -> bool:
+    """Whether the dimension is one of particles, not of data."""
+    return frame.name.startswith(PARTICLES)
+
+
+def particle_dims(sites: list[Site]) -> list[int]:
+    """Dimensions of the particles, one's own and those of whoever calls, leftmost first."""
+    frames = [f for site in sites for f in site["cond_indep_stack"] if holds_particles(f)]
+    return sorted({frame.dim for frame in frames if frame.dim is not None})
 
 
 def common_plates(sites: list[Site]) -> Frames:
     """The plates around all sites, outermost first."""
     if not sites:
         raise ValueError("Model and guide have no sample site, so there is nothing to weigh.")
-    common: list[Any] = [f for f in set.intersection(*map(_plates, sites)) if f.vectorized]
-    return sorted(common, key=lambda frame: frame.dim)
+    plates = [_plates(site) for site in sites]
+    names = set(plates[0]).intersection(*plates[1:])
+    return _outermost_first(plates[0][name] for name in names)
+
+
+def _outermost_first(frames: Iterable[Any]) -> Frames:
+    return sorted((f for f in frames if f.vectorized), key=lambda frame: frame.dim)
 
 
 def kept_plates(model: list[Site], guide: list[Site]) -> Frames:
     """The plates around all sites or else around the most, draws and data among them."""
     sites = model + guide
     common = common_plates(sites)
-    drawn = set().union(*(_plates(site) for site in guide if _is_drawn(site)))
-    observed = set().union(*(_plates(site) for site in model if site["is_observed"]))
-    candidates: list[Any] = [frame for frame in drawn & observed if frame.vectorized]
-    if common or not candidates:
+    if common:
         return common
-    inside = {f: [f in _plates(site) for site in sites] for f in candidates}
-    most = max(candidates, key=lambda frame: (sum(inside[frame]), frame.dim))
-    kept = sorted((f for f in candidates if inside[f] == inside[most]), key=lambda f: f.dim)
+    drawn = _around(site for site in guide if _is_drawn(site))
+    observed = _around(site for site in model if site["is_observed"])
+    candidates = _outermost_first(frame for name, frame in drawn.items() if name in observed)
+    inside = {frame.name: [frame.name in _plates(site) for site in sites] for frame in candidates}
+    most = max(inside.values(), key=sum, default=[])
+    kept = [frame for frame in candidates if inside[frame.name] == most]
     return [] if any(is_enumerated(site) for site in split(sites, kept)[1]) else kept
+
+
+def _around(sites: Iterable[Site]) -> dict[str, CondIndepStackFrame]:
+    return {name: frame for site in sites for name, frame in _plates(site).items()}
 
 
 def _is_drawn(site: Site) -> bool:
     return not site["is_observed"] and not isinstance(innermost(site["fn"]), Delta)
 
 
+def subsampling(plates: Frames) -> float:
+    """The factor by which data stand for others."""
+    return math.prod((frame.full_size or frame.size) / frame.size for frame in plates)
+
+
 def split_scales(sites: list[Site], plates: Frames) -> tuple[list[Scale], Scale]:
     """Splits each site's scale into a power of its density and one factor of the whole bound."""
-    subsampling = math.prod((frame.full_size or frame.size) / frame.size for frame in plates)
-    scales = [_scalar(site) / subsampling for site in sites]
+    common = subsampling(plates)
+    scales = [_scalar(site) / common for site in sites]
     if all(_equal(scale, scales[0]) for scale in scales):
-        return [1.0] * len(sites), subsampling * scales[0]
+        return [1.0] * len(sites), common * scales[0]
     _refuse_tempered_enumeration(sites, scales)
-    return scales, subsampling
+    return scales, common
 
 
 def _scalar(site: Site) -> Scale:
@@ -92,14 +121,14 @@ def _refuse_tempered_enumeration(sites: list[Site], scales: list[Scale]) -> None
 
 def refuse_partial_subsampling(sites: list[Site], kept: Frames) -> None:
     """Raises if a plate is subsampled that log-weights do not keep."""
-    for site in sites:
-        for frame in _plates(site).difference(kept):
-            if frame.full_size is not None and frame.full_size > frame.size:
-                outside = sorted({s["name"] for s in sites if frame not in _plates(s)})
-                raise ValueError(
-                    f"Plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}), but "
-                    "is not a vectorised plate around every sample site of model and guide "
-                    f"(outside are {outside}), nor does the guide draw inside of it. The weight of "
-                    "a subsample is then not one of the whole data. Put all sites inside the plate "
-                    "or use the full data; to train, Trace_ELBO is an alternative."
-                )
+    names = {frame.name for frame in kept}
+    for name, frame in _around(sites).items():
+        if name not in names and (frame.full_size or 0) > frame.size:
+            outside = sorted({s["name"] for s in sites if name not in _plates(s)})
+            raise ValueError(
+                f"Plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}), but "
+                "is not a vectorised plate around every sample site of model and guide "
+                f"(outside are {outside}), nor does the guide draw inside of it. The weight of "
+                "a subsample is then not one of the whole data. Put all sites inside the plate "
+                "or use the full data; to train, Trace_ELBO is an alternative."
+            )

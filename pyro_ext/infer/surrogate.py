@@ -17,7 +17,7 @@ def surrogate(particles: Particles, bound: Bound, estimator: Estimator) -> Tenso
     log_w, outer = particles.log_w(), particles.outer()
     if estimator is pathwise or not torch.is_grad_enabled():
         return _total(particles, evaluate(bound, log_w), outer).mean()
-    _refuse_nested(particles, estimator)
+    _refuse(particles, estimator)
     particle = particles.single(bound, log_w)
     total = _total(particles, particle.value, outer).detach()
     factors = estimator(particle)
@@ -45,8 +45,9 @@ def _total(particles: Particles, value: Tensor, outer: Any) -> Tensor:
 def _local(particles: Particles, factors: Factors, log_w: Tensor) -> Tensor:
     """What the sites inside of the plates contribute to the gradient."""
     weight, path, score = factors
-    scored = 0.0 if score is None else score * particles.score(of_cut=path is None)
-    explicit = weight * particles.log_w(held=True) + scored
+    many = 0.0 if score is None else particles.score_of_many()
+    scored = 0.0 if score is None else score * (particles.score(of_cut=path is None) + many)
+    explicit = weight * (particles.log_w(held=True) + many) + scored
     objective = (particles.scale * explicit).sum()
     if path is None or not particles.cut:
         return objective
@@ -62,12 +63,19 @@ def _outer_scored(particles: Particles, total: Tensor) -> Any:
     return score * (total - baseline) if isinstance(score, Tensor) else score
 
 
-def _refuse_nested(particles: Particles, estimator: Estimator) -> None:
-    if particles.runs[0].is_nested and estimator in (rws, piwae):
-        raise ValueError(
-            f"gradient={estimator.__name__} has no meaning for a model with sites outside of the "
-            f"plates {list(particles.runs[0].plate_names)} of its bound. Use gradient=auto."
-        )
+def _refuse(particles: Particles, estimator: Estimator) -> None:
+    run = particles.runs[0]
+    reasons = {
+        f"there are sites outside of the plates {list(run.plate_names)} of the bound": (
+            run.is_nested and estimator in (rws, piwae)
+        ),
+        "sites have different scales": run.is_tempered and estimator is rws,
+        "draws of the guide depend on enumerated ones": run.draws_many and estimator is rws,
+    }
+    for reason, is_given in reasons.items():
+        if is_given:
+            name = getattr(estimator, "__name__", estimator)
+            raise ValueError(f"gradient={name} has no meaning where {reason}. Use gradient=auto.")
 
 
 class _Surrogate(torch.autograd.Function):

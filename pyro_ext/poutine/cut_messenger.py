@@ -1,12 +1,26 @@
 """Draws that downstream code sees as leaves of the autograd graph."""
 
+import math
 from collections.abc import Container
 from typing import Any
 
-from pyro.distributions import Delta, Independent, Rejector
+from pyro.distributions import (
+    Delta,
+    Independent,
+    Rejector,
+    RelaxedBernoulliStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+)
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+
+NO_DRAWS = (
+    Delta,  # a computation
+    Rejector,  # reparameterised only in part
+    RelaxedBernoulliStraightThrough,  # densities of their draws only, not of copies
+    RelaxedOneHotCategoricalStraightThrough,
+)
 
 
 class CutMessenger(Messenger):
@@ -16,12 +30,13 @@ class CutMessenger(Messenger):
     draw itself, as a function of the parameters, is kept in ``draws``. A density of the value then
     separates into what comes through the value and what comes from the parameters, which
     ``Distribution.detach()`` would do if there were one. Left alone are observed sites, sites that
-    do not depend on parameters, ``Delta`` (a computation, not a draw) and ``Rejector`` (whose draw
-    is reparameterised only in part).
+    do not depend on parameters, masked sites, sites that depend on enumerated ones, ``Delta`` and
+    distributions that do not know the density of a copy of their draw.
 
     Args:
         requires_grad: whether the leaves ask for a gradient.
         skip: names of sites to leave alone.
+        max_batch_dim: the number of batch dimensions to the left of which are enumerated ones.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -32,8 +47,14 @@ class CutMessenger(Messenger):
         (True, False, True)
     """
 
-    def __init__(self, requires_grad: bool = True, skip: Container[str] = ()):
+    def __init__(
+        self,
+        requires_grad: bool = True,
+        skip: Container[str] = (),
+        max_batch_dim: float = math.inf,
+    ):
         super().__init__()
+        self.max_batch_dim = max_batch_dim
         self.requires_grad = requires_grad
         self.skip = skip
         self.draws: dict[str, Tensor] = {}
@@ -45,20 +66,25 @@ class CutMessenger(Messenger):
         return super().__enter__()
 
     def _pyro_sample(self, msg) -> None:
-        name = msg["name"]
-        if msg["done"] or msg["is_observed"] or name in self.skip or not is_draw(msg["fn"]):
+        if msg["done"] or msg["is_observed"] or not self._is_cut(msg):
             return
         draw = msg["fn"](*msg["args"], **msg["kwargs"])
         if draw.requires_grad:
-            self.draws[name] = draw
-            draw = self.leaves[name] = draw.detach().requires_grad_(self.requires_grad)
+            self.draws[msg["name"]] = draw
+            draw = self.leaves[msg["name"]] = draw.detach().requires_grad_(self.requires_grad)
         msg["value"], msg["done"] = draw, True
+
+    def _is_cut(self, msg) -> bool:
+        is_plain = msg["mask"] is None and msg["name"] not in self.skip and is_draw(msg["fn"])
+        return is_plain and len(msg["fn"].batch_shape) <= self.max_batch_dim
 
 
 def is_draw(distribution: Any) -> bool:
-    """Whether a sample is a random, fully reparameterised function of the parameters."""
-    return bool(getattr(distribution, "has_rsample", False)) and not isinstance(
-        innermost(distribution), Delta | Rejector
+    """Whether a sample is a random, fully reparameterised and unmasked function of parameters."""
+    if not getattr(distribution, "has_rsample", False):
+        return False
+    return not isinstance(distribution, MaskedDistribution) and not isinstance(
+        innermost(distribution), NO_DRAWS
     )
 
 
