@@ -1,8 +1,10 @@
 """Sums over enumerated sites inside of log-weights."""
 
 from collections import OrderedDict
+from functools import reduce
 from typing import Any, NamedTuple
 
+import torch
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine import Trace
@@ -49,10 +51,11 @@ def sum_except(log_prob: Tensor, dims: list[int]) -> Tensor:
 
 def _tree(terms: list[Term], plate_to_symbol: dict[str, str]) -> OrderedDict:
     tree: OrderedDict = OrderedDict()
+    dtype = reduce(torch.promote_types, (log_prob.dtype for _, log_prob in terms))
     for site, log_prob in terms:
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
         ordinal = frozenset(plate_to_symbol[frame.name] for frame in frames)
-        tensor = packed.pack(log_prob, site["infer"]["_dim_to_symbol"])
+        tensor = packed.pack(log_prob.to(dtype), site["infer"]["_dim_to_symbol"])
         tree.setdefault(ordinal, []).append(tensor)
     return tree
 

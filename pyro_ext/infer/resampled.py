@@ -49,7 +49,7 @@ class Resampled:
         self._factor("_importance_density", self._density(), self.run.plate_names)
         if self.run.is_nested:
             self._factor("_importance_outer_density", self._outer_density(), ())
-        return {site["name"]: self._sample(i, site) for i, site in enumerate(self._latents)}
+        return {site["name"]: self._sample(site) for site in self._latents}
 
     @property
     def _sites(self) -> list[Site]:
@@ -95,13 +95,15 @@ class Resampled:
         weight, _, factor = auto(self.particles.single(iwae, self.log_w))
         return ((weight + factor) * (score - score.detach())).sum(0)
 
-    def _sample(self, place: int, site: Site) -> Tensor:
-        event_dim, frames = site["fn"].event_dim, _frames([site])
-        values = self._values(site["name"])
-        value = values[0] if site in self.run.outer_guide else self._chosen(values, event_dim)
-        value = _trim(value, event_dim, max([0, *(-f.dim for f in site["cond_indep_stack"])]))
-        with self._enter(frame.name for frame in frames):
-            return pyro.sample(site["name"], Delta(value, event_dim=event_dim))
+    def _sample(self, site: Site) -> Tensor:
+        name, event_dim = site["name"], site["fn"].event_dim
+        values = self._values(name)
+        is_outer = name in self.run.outer_names
+        value = values[0] if is_outer else self._chosen(values, event_dim)
+        dims = [f.dim for f in site["cond_indep_stack"] if f.vectorized]
+        batch_dim = max([0, *(-dim for dim in dims if dim != self.run.particle_dim)])
+        with self._enter(frame.name for frame in _frames([site])):
+            return pyro.sample(name, Delta(_trim(value, event_dim, batch_dim), event_dim=event_dim))
 
     def _values(self, name: str) -> Tensor:
         """The values of all particles, ``(K, *batch, *event)``."""
