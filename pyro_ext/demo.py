@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pyro_ext.data.load import load
 from pyro_ext.diagnostics.arviz import to_arviz
 from pyro_ext.diagnostics.importance import pareto_k
+from pyro_ext.infer.estimators import pathwise
 from pyro_ext.infer.multi_sample_elbo import MultiSampleELBO
 from pyro_ext.models.priors import EnergyInspiredPrior
 from pyro_ext.models.variational_autoencoder import VariationalAutoencoder
@@ -103,7 +104,7 @@ def train(
     optimizer = pyro.optim.CosineAnnealingLR(  # type: ignore[attr-defined]
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": learning_rate}, "T_max": steps}
     )
-    elbo = MultiSampleELBO(num_particles, max_plate_nesting=1)
+    elbo = MultiSampleELBO(num_particles, gradient=pathwise, max_plate_nesting=1)
     svi = SVI(vae.model, vae.guide, optimizer, elbo)
     device = next(vae.parameters()).device
     batches = images.batches(batch_size, steps, torch.Generator().manual_seed(seed))
