@@ -15,8 +15,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_ext.diagnostics.backend import import_arviz
 from pyro_ext.infer.particle_traces import Site, trace_weights
+from pyro_ext.ops.backend import import_arviz
 from pyro_ext.ops.counts import count
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
 

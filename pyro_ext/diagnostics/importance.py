@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext.diagnostics.backend import import_arviz
+from pyro_ext.ops.pareto_smoothing import pareto_smoothed
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
@@ -16,7 +15,9 @@ def pareto_k(log_w: Tensor) -> Tensor:
 
     Below 0.5 the weights have a finite variance; above 0.7 an average over them is not to be
     trusted at any practical number of particles. It does not change when a constant is added to
-    ``log_w``. Equal weights have no tail: they give :math:`-\infty`.
+    ``log_w``. If the largest fifth of the weights (of many: the largest :math:`3 \sqrt K`) are
+    equal to rounding error there is no tail: they give :math:`-\infty`. Without a finite maximum,
+    as where all weights are zero, it is NaN.
 
     Args:
         log_w: log-weights in nats, particles leftmost.
@@ -47,17 +48,16 @@ def pareto_k(log_w: Tensor) -> Tensor:
             f"pareto_k fits the largest fifth of the weights and needs at least 25 particles, got "
             f"{log_w.shape[0]}. Draw more particles."
         )
-    draws_last = log_w.detach().movedim(0, -1).double().cpu().numpy()
-    k_hat = torch.as_tensor(_psislw(draws_last), dtype=log_w.dtype, device=log_w.device)
-    equal = (log_w == log_w[0]).all(0)
-    return k_hat.reshape(log_w.shape[1:]).masked_fill(equal, -math.inf)
+    top = log_w.detach().amax(0)
+    log_w = log_w.detach().where(top.isfinite(), 0.0)
+    _, k_hat = pareto_smoothed(log_w)
+    k_hat = k_hat.masked_fill(_has_no_tail(log_w), -math.inf)
+    return k_hat.masked_fill(~top.isfinite(), math.nan)
 
 
-def _psislw(log_w: np.ndarray) -> np.ndarray:
-    """Pareto shapes along the last axis, by whichever ArviZ is installed."""
-    arviz = import_arviz()
-    if hasattr(arviz, "psislw"):  # 0.x takes log-weights
-        return arviz.psislw(log_w.copy())[1]
-    from arviz_stats.base import array_stats  # 1.x takes log-likelihoods: the opposite sign
-
-    return array_stats.psislw(-log_w, axis=-1)[1]
+def _has_no_tail(log_w: Tensor) -> Tensor:
+    """Whether the weights from which ArviZ fits the tail, and its threshold, are all equal."""
+    num_particles, top = len(log_w), log_w.amax(0)
+    tail = math.ceil(min(num_particles / 5, 3 * math.sqrt(num_particles)))
+    rounding = 100 * torch.finfo(log_w.dtype).eps * top.abs().clamp(min=1)
+    return (log_w >= top - rounding).sum(0) > tail
