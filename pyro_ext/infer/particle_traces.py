@@ -112,18 +112,19 @@ class ParticleTraces:
         """Whether there are sites outside of the kept plates."""
         return bool(self.outer_model or self.outer_guide)
 
-    def log_w(self, held: Collection[str] | None = None) -> Tensor:
+    def log_w(self, held: Collection[str] | None = None, masked: bool = False) -> Tensor:
         """Log-weights ``(particles, *plates)``.
 
         Args:
             held: if given, the score function of every draw is left out of the gradient, and that
                 of these sites is that of their density, even if they are reparameterised.
+            masked: whether scores have the masks of their sites.
         """
         model = zip(self.model, self.model_tempers, strict=True)
         guide = zip(self.guide, self.guide_tempers, strict=True)
         terms = [Term(site, _model_term(site, temper)) for site, temper in model]
         terms += [
-            Term(site, -_guide_term(site, temper, None if self._is_many(site) else held))
+            Term(site, -_guide_term(site, temper, None if self._is_many(site) else held, masked))
             for site, temper in guide
             if not is_enumerated(site)
         ]
@@ -165,10 +166,10 @@ class ParticleTraces:
         terms = [_log_prob(site, site["scale"]) for site in self.outer_guide]
         return _sum(terms, self.particle_dims)
 
-    def score(self, held: Collection[str]) -> Any:
-        """Score functions ``(particles, *plates)`` of the draws; ``held`` as in :meth:`log_w`."""
+    def score(self, held: Collection[str], masked: bool = False) -> Any:
+        """Score functions ``(particles, *plates)`` of the draws; arguments as in :meth:`log_w`."""
         sites = [site for site in self.guide if not self._is_many(site)]
-        return _sum([_score(site, held) for site in sites], self.dims)
+        return _sum([_score(site, held, masked) for site in sites], self.dims)
 
     def score_of_many(self) -> Any:
         """Score functions of draws for each value of an enumerated site, summed over the values."""
@@ -202,14 +203,19 @@ def _model_term(site: Site, temper: Scale) -> Tensor:
     return site["unscaled_log_prob"] if is_enumerated(site) else _log_prob(site, temper)
 
 
-def _guide_term(site: Site, temper: Scale, held: Collection[str] | None) -> Tensor:
+def _guide_term(site: Site, temper: Scale, held: Collection[str] | None, masked: bool) -> Tensor:
     log_prob = _log_prob(site, temper)
-    score = 0.0 if held is None else _score(site, held)
+    score = 0.0 if held is None else _score(site, held, masked)
     return log_prob - (score - score.detach()) if isinstance(score, Tensor) else log_prob
 
 
-def _score(site: Site, held: Collection[str]) -> Tensor | float:
+def _score(site: Site, held: Collection[str], masked: bool = False) -> Tensor | float:
     """The score function of a draw, which no scale or mask of its density changes."""
+    score = _unmasked_score(site, held)
+    return scale_and_mask(score, 1.0, site["mask"]) if masked else score
+
+
+def _unmasked_score(site: Site, held: Collection[str]) -> Tensor | float:
     if is_enumerated(site):
         return 0.0
     if site["name"] in held:

@@ -46,9 +46,9 @@ class Particles:
         """The factor of the bound."""
         return self.runs[0].scale
 
-    def log_w(self, held: bool = False) -> Tensor:
+    def log_w(self, held: bool = False, masked: bool = False) -> Tensor:
         """Log-weights ``(K, *outer, *plates)``; ``held`` leaves scores out of the gradient."""
-        return self._join(lambda run: run.log_w(self.cut if held else None))
+        return self._join(lambda run: run.log_w(self.cut if held else None, masked))
 
     def log_q(self) -> Any:
         """Log densities of the guide, ``(K, *outer, *plates)``."""
@@ -59,9 +59,9 @@ class Particles:
         log_q = self._join(ParticleTraces.outer_log_q)
         return log_q[0] if isinstance(log_q, Tensor) else log_q
 
-    def score(self, of_cut: bool) -> Any:
+    def score(self, of_cut: bool, masked: bool = False) -> Any:
         """Score functions ``(K, *outer, *plates)``, of the cut draws too or only of the others."""
-        return self._join(lambda run: run.score(self.cut if of_cut else ()))
+        return self._join(lambda run: run.score(self.cut if of_cut else (), masked))
 
     def score_of_many(self) -> Any:
         """Score functions ``(K, *outer, *plates)`` of draws for each value of enumerated sites."""

@@ -21,7 +21,8 @@ def surrogate(particles: Particles, bound: Bound, estimator: Estimator) -> Tenso
     particle = particles.single(bound, log_w)
     total = _total(particles, particle.value, outer).detach()
     factors = estimator(particle)
-    parts = [_local(particles, factors, log_w), outer, _outer_scored(particles, total)]
+    masked = estimator is rws  # whose scores are densities, not signs of a draw's influence
+    parts = [_local(particles, factors, log_w, masked), outer, _outer_scored(particles, total)]
     objective = sum(part.sum() for part in parts if isinstance(part, Tensor))
     return _Surrogate.apply(total.mean(), objective / particles.num_outer)
 
@@ -42,12 +43,14 @@ def _total(particles: Particles, value: Tensor, outer: Any) -> Tensor:
     return outer + particles.sum_data(particles.scale * value)
 
 
-def _local(particles: Particles, factors: Factors, log_w: Tensor) -> Tensor:
+def _local(particles: Particles, factors: Factors, log_w: Tensor, masked: bool) -> Tensor:
     """What the sites inside of the plates contribute to the gradient."""
     weight, path, score = factors
-    many = 0.0 if score is None else particles.score_of_many()
-    scored = 0.0 if score is None else score * (particles.score(of_cut=path is None) + many)
-    explicit = weight * (particles.log_w(held=True) + many) + scored
+    scored, many = 0.0, 0.0
+    if score is not None:
+        many = particles.score_of_many()
+        scored = score * (particles.score(path is None, masked) + many)
+    explicit = weight * (particles.log_w(held=True, masked=masked) + many) + scored
     objective = (particles.scale * explicit).sum()
     if path is None or not particles.cut:
         return objective

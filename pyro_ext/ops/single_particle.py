@@ -18,8 +18,8 @@ class SingleParticle:
     Everything that a gradient estimator of a multi-sample bound needs of the bound :math:`f` is
     in these :math:`K` functions: their slopes and curvatures where the particles are (pathwise and
     doubly reparameterised gradients) and their values elsewhere (leave-one-out baselines). They
-    are found for any bound by evaluating it on :math:`K` copies of the weights, which costs
-    memory for :math:`K^2` numbers per datum.
+    are found for any bound by differentiating it and, but for the slopes, by evaluating it on
+    :math:`K` copies of the weights, which costs memory for :math:`K^2` numbers per datum.
 
     Args:
         bound: :math:`f`, a function ``(K, *rest) -> (*rest)``.
@@ -52,15 +52,22 @@ class SingleParticle:
         """The bound itself."""
         return self.bound(self.log_w)
 
-    @property
+    @cached_property
     def slope(self) -> Tensor:
         r""":math:`f_k'(\ell_k)`: for ``iwae`` the normalised weight."""
-        return self._derivatives[0]
+        with torch.enable_grad():
+            log_w = self.log_w.clone().requires_grad_()
+            return torch.autograd.grad(self.bound(log_w).sum(), log_w)[0]
 
-    @property
+    @cached_property
     def curvature(self) -> Tensor:
         r""":math:`f_k''(\ell_k)`, the diagonal of the Hessian of :math:`f`."""
-        return self._derivatives[1]
+        with torch.enable_grad():
+            log_w = self.log_w.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.replaced(log_w).sum(), log_w, create_graph=True)
+            if not slope.requires_grad:  # f is linear
+                return torch.zeros_like(slope)
+            return torch.autograd.grad(slope.sum(), log_w)[0]
 
     @property
     def pooled_slope(self) -> Tensor:
@@ -86,13 +93,3 @@ class SingleParticle:
     def dropped(self) -> Tensor:
         """The bound of the other :math:`K - 1` particles; zero if there are none."""
         return torch.zeros_like(self.log_w) if self.num_particles == 1 else self.bound(self.others)
-
-    @cached_property
-    def _derivatives(self) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            log_w = self.log_w.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(self.replaced(log_w).sum(), log_w, create_graph=True)
-            if not slope.requires_grad:
-                return slope, torch.zeros_like(slope)
-            (curvature,) = torch.autograd.grad(slope.sum(), log_w)
-        return slope.detach(), curvature
