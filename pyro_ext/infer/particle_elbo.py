@@ -1,7 +1,8 @@
 """Runs of model and guide, as many as there are particles."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 import pyro
 import torch
@@ -66,24 +67,22 @@ class ParticleELBO(ELBO):
         return torch.is_grad_enabled() and (self.has_path or self.has_score)
 
     def _traces(self, model, guide, handlers, args, kwargs) -> ParticleTraces:
-        particle_model, particle_guide = model, guide
-        if self._is_vectorized:
-            particle_model = self._vectorized_num_particles(model)
-            particle_guide = self._vectorized_num_particles(guide)
-        particle_guide = EnumMessenger(-1 - int(self.max_plate_nesting))(particle_guide)
-        for handler in handlers:
-            particle_guide = handler(particle_guide)
-        try:
-            model_trace, guide_trace = self._get_trace(
-                EnumMessenger()(particle_model), particle_guide, args, kwargs
-            )
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            self._refuse_unvectorizable(error, model, guide, args, kwargs)
-            raise
+        programs = self._particle_programs(model, guide, handlers)
+        with self._explained_errors(model, guide, args, kwargs):
+            model_trace, guide_trace = self._get_trace(*programs, args, kwargs)
         particles = ParticleTraces(model_trace, guide_trace, self._particle_dim)
         if torch.is_grad_enabled() and not self.has_score:
             refuse_score_function(particles.guide + particles.outer_guide)
         return particles
+
+    def _particle_programs(self, model, guide, handlers) -> tuple[Callable, Callable]:
+        if self._is_vectorized:
+            model = self._vectorized_num_particles(model)
+            guide = self._vectorized_num_particles(guide)
+        guide = EnumMessenger(-1 - int(self.max_plate_nesting))(guide)
+        for handler in handlers:
+            guide = handler(guide)
+        return EnumMessenger()(model), guide
 
     def _get_trace(self, model, guide, args, kwargs):
         return importance_traces(self.max_plate_nesting, model, guide, args, kwargs)
@@ -95,6 +94,21 @@ class ParticleELBO(ELBO):
     @property
     def _particle_dim(self) -> int | None:
         return -int(self.max_plate_nesting) if self._is_vectorized else None
+
+    @contextmanager
+    def _explained_errors(self, model, guide, args, kwargs) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            self._refuse_unvectorizable(error, model, guide, args, kwargs)
+            raise
+        except KeyError as error:
+            if not (self._is_cut and "intermediates cache" in str(error)):  # Pyro's words
+                raise
+            raise ValueError(
+                "A normalising flow of the guide has no inverse, so that the density of a copy of "
+                "its draw is unknown. Use gradient=pathwise."
+            ) from error
 
     def _refuse_unvectorizable(self, error: Exception, model, guide, args, kwargs) -> None:
         """Blames the vectorisation if one particle alone runs."""

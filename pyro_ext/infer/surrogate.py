@@ -19,7 +19,7 @@ def surrogate(particles: Particles, bound: Bound, estimator: Estimator) -> Tenso
         return _total(particles, evaluate(bound, log_w), outer).mean()
     _refuse(particles, estimator)
     particle = particles.single(bound, log_w)
-    total = _total(particles, particle.value, outer).detach()
+    total = _total(particles, evaluate(bound, particle.log_w), outer).detach()
     factors = estimator(particle)
     masked = estimator is rws  # whose scores are densities, not signs of a draw's influence
     parts = [_local(particles, factors, log_w, masked), outer, _outer_scored(particles, total)]

@@ -16,7 +16,7 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.nn import PyroModule, PyroParam
 
-from pyro_ext.infer import MultiSampleELBO, pathwise
+from pyro_ext.infer import MultiSampleELBO, auto, pathwise
 from pyro_ext.ops import iwae
 
 N = 10
@@ -512,3 +512,25 @@ def test_on_a_gpu_a_step_does_not_synchronise():
             elbo.differentiable_loss(model, guide).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("gradient", [pathwise, auto])
+def test_bound_of_the_wrong_shape_in_training(gradient):
+    with pytest.raises(ValueError, match=r"returned shape \(\) for log-weights"):
+        MultiSampleELBO(2, lambda w: w.mean(), gradient).loss_and_grads(Conjugate().model, Guide())
+
+
+def test_a_flow_without_inverse_is_refused_by_name():
+    flow = dist.transforms.Planar(2)
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def guide():
+        base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        pyro.sample("z", dist.TransformedDistribution(base, [flow]))
+
+    with pytest.raises(ValueError, match=r"no inverse.*gradient=pathwise"):
+        MultiSampleELBO(3).loss_and_grads(model, guide)
+    MultiSampleELBO(3, gradient=pathwise).loss_and_grads(model, guide)
+    assert flow.u.grad is not None
