@@ -56,6 +56,9 @@ class MultiSampleELBO(ParticleELBO):
 
     Gradients are unbiased estimates of that of :math:`\mathcal{L}` unless the estimator says
     otherwise. Reparameterised sites outside of a nested bound's plates have pathwise gradients.
+    Only ``pathwise`` has second derivatives and works under transforms of ``torch.func``;
+    networks under ``torch.compile`` need ``torch._functorch.config.donated_buffer = False`` for
+    gradients along paths.
     No value is synchronised with the host but the float that ``loss`` and ``loss_and_grads``
     return, scales that are tensors and, with Pyro's validation, checks.
 

@@ -100,6 +100,7 @@ class ParticleELBO(ELBO):
         try:
             yield
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            _refuse_functorch(error)
             self._refuse_unvectorizable(error, model, guide, args, kwargs)
             raise
         except KeyError as error:
@@ -138,6 +139,14 @@ class GuideParticles(ParticleELBO):
         name = f"{PARTICLES}_of_importance_guide"
         dim = -int(self.max_plate_nesting)
         return fn if self.num_particles == 1 else pyro.plate(name, self.num_particles, dim=dim)(fn)
+
+
+def _refuse_functorch(error: Exception) -> None:
+    if "functorch" in str(error):
+        raise ValueError(
+            "Under a transform of torch.func draws cannot be taken apart. Use gradient=pathwise, "
+            "or torch.func.functional_call with torch.autograd.grad."
+        ) from error
 
 
 def _refuse_change(before: Collection[str], after: Collection[str]) -> None:

@@ -90,4 +90,9 @@ class _Surrogate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "This gradient is an estimate with constant factors, so its own derivatives are "
+                "none of the bound. For second derivatives use gradient=pathwise."
+            )
         return None, gradient

@@ -534,3 +534,15 @@ def test_a_flow_without_inverse_is_refused_by_name():
         MultiSampleELBO(3).loss_and_grads(model, guide)
     MultiSampleELBO(3, gradient=pathwise).loss_and_grads(model, guide)
     assert flow.u.grad is not None
+
+
+def test_second_derivatives_are_refused_but_of_the_pathwise_gradient():
+    model, guide = Conjugate().model, Guide()
+    guide()
+    parameters = list(guide.parameters())
+    loss = MultiSampleELBO(3, gradient=pathwise).differentiable_loss(model, guide)
+    (gradient,) = torch.autograd.grad(loss, parameters[:1], create_graph=True)
+    assert torch.autograd.grad(gradient, parameters[0])[0].isfinite()
+    loss = MultiSampleELBO(3).differentiable_loss(model, guide)
+    with pytest.raises(RuntimeError, match="second derivatives use gradient=pathwise"):
+        torch.autograd.grad(loss, parameters[:1], create_graph=True)
