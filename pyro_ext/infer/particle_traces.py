@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.distributions.util import is_identically_one, is_identically_zero, scale_and_mask
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
@@ -23,6 +22,7 @@ from pyro_ext.infer.plates import (
     split_scales,
     subsampling,
 )
+from pyro_ext.poutine.cut_messenger import unmasked
 
 
 class Weights(NamedTuple):
@@ -210,24 +210,18 @@ def _guide_term(site: Site, temper: Scale, held: Collection[str] | None, masked:
 
 
 def _score(site: Site, held: Collection[str], masked: bool = False) -> Tensor | float:
-    """The score function of a draw, which no scale or mask of its density changes."""
-    score = _unmasked_score(site, held)
-    return scale_and_mask(score, 1.0, site["mask"]) if masked else score
-
-
-def _unmasked_score(site: Site, held: Collection[str]) -> Tensor | float:
+    """The score function of a draw, which no scale changes, nor, unless asked for, a mask."""
     if is_enumerated(site):
         return 0.0
     if site["name"] in held:
         return site["unscaled_log_prob"]
-    parts, fn = site["score_parts"], site["fn"]
-    if is_identically_zero(parts.score_function):
+    if is_identically_zero(site["score_parts"].score_function):
         return 0.0
-    is_masked = site["mask"] is not None or isinstance(fn, MaskedDistribution)
-    if is_masked or not is_identically_one(site["scale"]):
-        fn = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
-        parts = fn.score_parts(site["value"], *site["args"], **site["kwargs"])
-    return parts.score_function
+    fn = site["fn"] if masked else unmasked(site["fn"])
+    if fn is site["fn"] and site["mask"] is None and is_identically_one(site["scale"]):
+        return site["score_parts"].score_function
+    parts = fn.score_parts(site["value"], *site["args"], **site["kwargs"])
+    return scale_and_mask(parts.score_function, 1.0, site["mask"] if masked else None)
 
 
 def _sum(terms: Iterable[Tensor | float], dims: list[int]) -> Any:

@@ -15,11 +15,14 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_ext.distributions.stochastic_density import StochasticDensity
+
 NO_DRAWS = (
     Delta,  # a computation
     Rejector,  # reparameterised only in part
     RelaxedBernoulliStraightThrough,  # densities of their draws only, not of copies
     RelaxedOneHotCategoricalStraightThrough,
+    StochasticDensity,
 )
 
 
@@ -81,11 +84,23 @@ class CutMessenger(Messenger):
 
 def is_draw(distribution: Any) -> bool:
     """Whether a sample is a random, fully reparameterised and unmasked function of parameters."""
-    if not getattr(distribution, "has_rsample", False):
-        return False
-    return not isinstance(distribution, MaskedDistribution) and not isinstance(
-        innermost(distribution), NO_DRAWS
+    is_pathwise = bool(getattr(distribution, "has_rsample", False))
+    return (
+        is_pathwise
+        and unmasked(distribution) is distribution
+        and not isinstance(innermost(distribution), NO_DRAWS)
     )
+
+
+def unmasked(distribution: Any) -> Any:
+    """The distribution without the masks inside of it, itself if there are none."""
+    if isinstance(distribution, MaskedDistribution):
+        return unmasked(distribution.base_dist)
+    if isinstance(distribution, Independent):
+        base = unmasked(distribution.base_dist)
+        if base is not distribution.base_dist:
+            return base.to_event(distribution.reinterpreted_batch_ndims)
+    return distribution
 
 
 def innermost(distribution: Any) -> Any:

@@ -1,0 +1,20 @@
+"""The code of the how-to pages runs, block after block in one session."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGES = Path(__file__).parent.parent / "docs" / "how-to"
+RUN = ["build-a-vae", "choose-a-bound", "evaluate-a-latent-variable-model"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUN)
+def test_page_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (PAGES / f"{name}.md").read_text(), re.S)
+    assert blocks
+    session: dict = {"__name__": name}
+    for block in blocks:
+        exec(compile(block, name, "exec"), session)
