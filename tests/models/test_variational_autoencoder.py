@@ -13,7 +13,13 @@ from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_ext.infer import MultiSampleELBO
-from pyro_ext.models import EnergyInspiredPrior, VariationalAutoencoder
+from pyro_ext.models import (
+    DiagonalNormal,
+    EnergyInspiredPrior,
+    FullCovarianceNormal,
+    InverseAutoregressiveFlow,
+    VariationalAutoencoder,
+)
 
 
 def small(prior=None, **kwargs):
@@ -32,7 +38,7 @@ def test_log_joint_against_the_formula():
     expected = prior - nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")
     torch.testing.assert_close(trace.log_prob_sum(), expected)
     q = vae.encode(x)
-    loc, raw = vae.encoder(x - 0.3)
+    loc, raw = vae.encoder(x - 0.3).chunk(2, -1)
     torch.testing.assert_close(q.mean, loc)
     torch.testing.assert_close(q.stddev, nn.functional.softplus(raw) + 1e-5)
     with torch.no_grad():
@@ -139,6 +145,119 @@ def test_bad_input():
         small().guide(pixels().byte())
     with pytest.raises(ValueError, match="batch of 4 cannot stand for size=3"):
         small().model(pixels(), size=3)
+
+
+# A linear decoder with Gaussian noise is probabilistic principal component analysis.
+
+NOISE = 0.7
+
+
+def noisy_pixels(loc):
+    return dist.Normal(loc, NOISE).to_event(1)
+
+
+def inverse_softplus(scale):
+    return torch.log(torch.expm1(scale - 1e-5))
+
+
+def linear_vae(family, scale):
+    """A linear VAE whose guide has the exact mean; ``scale`` makes its raw scale features."""
+    vae = small(observation=noisy_pixels, posterior=family(2)).double()
+    vae.decoder = nn.Linear(2, 6).double()
+    weight, bias = vae.decoder.weight.detach(), vae.decoder.bias.detach()
+    covariance = torch.linalg.inv(weight.T @ weight / NOISE**2 + torch.eye(2).double())
+    vae.encoder = nn.Linear(6, vae.posterior.feature_dim).double()
+    gain = covariance @ weight.T / NOISE**2
+    with torch.no_grad():
+        vae.encoder.weight.zero_()
+        vae.encoder.weight[:2] = gain
+        vae.encoder.bias.copy_(torch.cat([-gain @ bias, scale(covariance)]))
+    total = weight @ weight.T + NOISE**2 * torch.eye(6).double()
+    return vae, dist.MultivariateNormal(bias, total), covariance
+
+
+def cholesky_features(covariance):
+    tril = torch.linalg.cholesky(covariance)
+    return torch.cat([inverse_softplus(tril.diagonal()), tril[1:, 0]])
+
+
+def best_diagonal_features(covariance):
+    """The minimiser of KL(q || p): the diagonal of the precision."""
+    return inverse_softplus(torch.linalg.inv(covariance).diagonal().rsqrt())
+
+
+def test_full_covariance_reaches_the_evidence_of_the_linear_vae():
+    vae, evidence, _ = linear_vae(FullCovarianceNormal, cholesky_features)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    log_w = MultiSampleELBO(7, max_plate_nesting=1).log_weights(vae.model, vae.guide, x)
+    torch.testing.assert_close(log_w, evidence.log_prob(x).expand(7, 5))
+    loss = MultiSampleELBO(3).loss(vae.model, vae.guide, x, size=50)
+    assert math.isclose(-loss, 10 * evidence.log_prob(x).sum().item(), rel_tol=1e-9)
+
+
+def test_a_diagonal_posterior_misses_it_by_its_divergence():
+    vae, evidence, covariance = linear_vae(DiagonalNormal, best_diagonal_features)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    gap = (covariance.logdet() + torch.linalg.inv(covariance).diagonal().log().sum()) / 2
+    assert gap > 1e-2
+    with torch.no_grad():
+        log_w = MultiSampleELBO(20_000, max_plate_nesting=1).log_weights(vae.model, vae.guide, x)
+    error = (evidence.log_prob(x) - gap).mean() - log_w.mean()
+    assert error.abs() < 4.5 * log_w.mean(1).std() / 20_000**0.5  # false alarms: 7e-6
+
+
+# Context.
+
+
+def test_context_reaches_both_networks():
+    vae, x = small(context_dim=3), pixels()
+    context = torch.eye(3)[[0, 1, 2, 0]]
+    logits = vae.decoder(torch.cat([torch.ones(4, 2), context], -1))
+    torch.testing.assert_close(vae.decode(torch.ones(4, 2), context).base_dist.logits, logits)
+    loc = vae.encoder(torch.cat([x, context], -1))[:, :2]
+    torch.testing.assert_close(vae.encode(x, context).mean, loc)
+    elbo = MultiSampleELBO(3)
+    elbo.loss_and_grads(vae.model, vae.guide, x, context, size=40)
+    assert all(p.grad.abs().sum() > 0 for p in vae.parameters())
+    samples = Predictive(vae.model, num_samples=5, parallel=True)(None, context, size=4)
+    assert samples["x"].shape == (5, 4, 6)
+
+
+def test_context_broadcasts_to_the_left():
+    vae, every = small(context_dim=3), torch.eye(3).unsqueeze(1)
+    assert vae.encode(pixels(), every).batch_shape == (3, 4)
+    assert vae.decode(torch.zeros(7, 1, 4, 2), every).batch_shape == (7, 3, 4)
+
+
+def test_bad_context():
+    with pytest.raises(ValueError, match="context_dim=3, but the context is none"):
+        small(context_dim=3).model(pixels())
+    with pytest.raises(
+        ValueError, match=r"context_dim=0, but the context is one of shape \(4, 3\)"
+    ):
+        small().guide(pixels(), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=r"context_dim=3, but the context is one of shape \(4,\)"):
+        small(context_dim=3).guide(pixels(), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"floating-point context, got torch\.int64"):
+        small(context_dim=3).guide(pixels(), torch.zeros(4, 3).long())
+    with pytest.raises(ValueError, match="context_dim must be an integer >= 0"):
+        small(context_dim=-1)
+
+
+def test_an_observation_with_features_of_its_own():
+    vae = small(observation=DiagonalNormal(6))
+    assert vae.decode(torch.zeros(3, 2)).event_shape == (6,)
+    elbo = MultiSampleELBO(2)
+    elbo.loss_and_grads(vae.model, vae.guide, torch.randn(4, 6))
+    assert all(p.grad.abs().sum() > 0 for p in vae.parameters())
+
+
+@pytest.mark.gpu
+def test_on_a_gpu():
+    vae = small(posterior=InverseAutoregressiveFlow(2), context_dim=3).cuda()
+    x, context = pixels().cuda(), torch.eye(3)[[0, 1, 2, 0]].cuda()
+    elbo = MultiSampleELBO(3)
+    assert math.isfinite(elbo.loss_and_grads(vae.model, vae.guide, x, context, size=40))
 
 
 @pytest.mark.slow
