@@ -90,8 +90,8 @@ def stl(particle: SingleParticle) -> Factors:
     """
     if particle.num_particles > 1:
         raise ValueError(
-            f"stl is biased with more than one particle, got {particle.num_particles}. Use dreg, "
-            "which is the same for one particle and unbiased for several."
+            "stl is biased with more than one particle. Use num_particles=1, or dreg, which is the "
+            "same for one particle and unbiased for several."
         )
     return Factors(particle.slope, path=particle.slope)
 

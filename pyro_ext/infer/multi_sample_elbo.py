@@ -126,8 +126,8 @@ class MultiSampleELBO(ParticleELBO):
         _check_functions(bound, gradient)
         self.num_outer = count(num_outer, "num_outer")
         self.bound, self.gradient = bound, gradient
-        # on weights that say nothing: refuses a wrong number of particles, tells what is needed
-        factors = gradient(SingleParticle(iwae, torch.zeros(num_particles)))
+        # one particle or several, of equal weight: refuses the wrong one, tells what is needed
+        factors = gradient(SingleParticle(iwae, torch.zeros(min(num_particles, 2))))
         self.has_path, self.has_score = factors.path is not None, factors.score is not None
         super().__init__(
             num_particles=num_particles * self.num_outer,  # Pyro's word for all that are drawn

@@ -534,7 +534,7 @@ def test_estimators_that_compare_particles(gradient):
 
 
 def test_stl_takes_one_particle():
-    with pytest.raises(ValueError, match="stl is biased with more than one particle, got 2"):
+    with pytest.raises(ValueError, match="stl is biased with more than one particle"):
         MultiSampleELBO(2, gradient=stl)
 
 
