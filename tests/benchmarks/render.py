@@ -33,10 +33,10 @@ HEADER = """\
 
 # Results
 
-Every figure below was written by a benchmark, none by hand. `make bench` measures them anew; a
-ratio above one says that the peer takes longer. ESS is the effective number of particles; the share
-of images with a Pareto k-hat above 0.7 says for how many the bound itself is loose, so that only
-the paired difference between two models is meant.
+Every figure below was written by a benchmark, none by hand. `make bench` measures them anew. A
+ratio "peer / ours" above one says that the peer takes longer. ESS is the effective number of
+particles; the share of images with a Pareto k-hat above 0.7 says for how many the bound itself is
+loose, so that only the paired difference between two models is meant.
 """
 EMPTY = "\nNo result has been recorded yet.\n"
 
