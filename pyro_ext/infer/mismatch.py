@@ -13,21 +13,27 @@ def refuse_sequential_enumeration(sites: Iterable[Site]) -> None:
         if site["infer"].get("enumerate") and not is_enumerated(site):
             raise ValueError(
                 f"Site '{site['name']}' asks for enumeration by "
-                f"'{site['infer']['enumerate']}', which a multi-sample bound does not do. Use "
-                "infer={'enumerate': 'parallel'}, or draw the site in the guide."
+                f"'{site['infer']['enumerate']}', which is not done here. Draw the site in the "
+                "guide; MultiSampleELBO also takes infer={'enumerate': 'parallel'}."
             )
 
 
 def refuse_mismatch(model: list[Site], guide: list[Site]) -> None:
     """Raises if model and guide have not the same latent sites."""
+    for site in guide:
+        if site["is_observed"] and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"Guide site '{site['name']}' is observed, but a guide only draws. Remove it, or "
+                "check whether model and guide are swapped."
+            )
     needed = {s["name"] for s in model if not s["is_observed"] and not is_enumerated(s)}
     drawn = {s["name"] for s in guide if not s["is_observed"]}
     missing = sorted(needed - drawn)
     if missing:
         raise ValueError(
-            f"Model sites {missing} are neither observed nor in the guide. Draw them in the guide, "
-            "observe them with obs=, enumerate them with infer={'enumerate': 'parallel'}, or, "
-            "if they are computed, use pyro.deterministic."
+            f"Model sites {missing} are neither observed nor in the guide, which draws "
+            f"{sorted(drawn)}. Draw them in the guide, observe them with obs=, enumerate them with "
+            "infer={'enumerate': 'parallel'}, or, if they are computed, use pyro.deterministic."
         )
     auxiliary = {s["name"] for s in guide if s["infer"].get("is_auxiliary")}
     superfluous = sorted(drawn - auxiliary - {s["name"] for s in model})

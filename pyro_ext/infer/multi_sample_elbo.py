@@ -9,13 +9,15 @@ from pyro.infer.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_ext.infer.estimators import Estimator, auto
+from pyro_ext.infer.estimators import Estimator, Factors, auto
 from pyro_ext.infer.particle_elbo import ParticleELBO
 from pyro_ext.infer.particles import Particles
 from pyro_ext.infer.surrogate import surrogate
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.counts import count
 from pyro_ext.ops.single_particle import SingleParticle
+
+ESTIMATORS = "Take one of pyro_ext.infer: auto, dreg, pathwise, vimco, score, stl, rws, piwae."
 
 
 class MultiSampleELBO(ParticleELBO):
@@ -124,10 +126,11 @@ class MultiSampleELBO(ParticleELBO):
     ):
         num_particles = count(num_particles, "num_particles")
         _check_functions(bound, gradient)
+        if max_plate_nesting != math.inf:
+            max_plate_nesting = count(max_plate_nesting, "max_plate_nesting", 0)
         self.num_outer = count(num_outer, "num_outer")
         self.bound, self.gradient = bound, gradient
-        # one particle or several, of equal weight: refuses the wrong one, tells what is needed
-        factors = gradient(SingleParticle(iwae, torch.zeros(min(num_particles, 2))))
+        factors = _probe(gradient, num_particles)
         self.has_path, self.has_score = factors.path is not None, factors.score is not None
         super().__init__(
             num_particles=num_particles * self.num_outer,  # Pyro's word for all that are drawn
@@ -173,6 +176,22 @@ class MultiSampleELBO(ParticleELBO):
         return bound if getattr(self.bound, "upper", False) else -bound
 
 
+def _probe(gradient: Estimator, num_particles: int) -> Factors:
+    """What an estimator makes of one particle or of two, of equal weight."""
+    particle = SingleParticle(iwae, torch.zeros(min(num_particles, 2)))
+    try:
+        factors = gradient(particle)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"gradient={gradient!r} is no estimator: {error}. {ESTIMATORS}") from error
+    shapes = [getattr(f, "shape", None) for f in factors if f is not None]
+    if not isinstance(factors, Factors) or any(s != particle.log_w.shape for s in shapes):
+        raise ValueError(
+            f"gradient={gradient!r} returned {factors!r}, expected Factors with one number per "
+            f"particle. {ESTIMATORS}"
+        )
+    return factors
+
+
 def _check_functions(bound: Any, gradient: Any) -> None:
     if not callable(bound):
         raise ValueError(
@@ -181,8 +200,7 @@ def _check_functions(bound: Any, gradient: Any) -> None:
         )
     if not callable(gradient):
         raise ValueError(
-            f"gradient must be a function of a SingleParticle, got {gradient!r}. "
-            "pyro_ext.infer.auto is one."
+            f"gradient must be a function of a SingleParticle, got {gradient!r}. {ESTIMATORS}"
         )
 
 

@@ -122,8 +122,8 @@ class ParticleELBO(ELBO):
             return  # the caller raises the first error
         raise ValueError(
             f"Model and guide run with one particle, but not with {self.num_particles} along "
-            f"dimension {self._particle_dim}: {error} Index dimensions from the right, or pass "
-            "vectorize_particles=False."
+            f"dimension {self._particle_dim}: {error} Index dimensions from the right, let "
+            "max_plate_nesting count all plates, or pass vectorize_particles=False."
         ) from error
 
 

@@ -128,7 +128,7 @@ def refuse_partial_subsampling(sites: list[Site], kept: Frames) -> None:
             raise ValueError(
                 f"Plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}), but "
                 "is not a vectorised plate around every sample site of model and guide "
-                f"(outside are {outside}), nor does the guide draw inside of it. The weight of "
-                "a subsample is then not one of the whole data. Put all sites inside the plate "
-                "or use the full data; to train, Trace_ELBO is an alternative."
+                f"(outside are {outside}), and its data have no weights of their own here, so "
+                "that a subsample does not stand for the whole. Put all sites inside the plate or "
+                "use the full data; to train, Trace_ELBO or TraceEnum_ELBO are alternatives."
             )

@@ -30,6 +30,8 @@ def surrogate(particles: Particles, bound: Bound, estimator: Estimator) -> Tenso
 def evaluate(bound: Bound, log_w: Tensor) -> Tensor:
     """The bound of log-weights, whose shape is checked."""
     value = bound(log_w)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"The bound {bound!r} returned {value!r}, expected a tensor.")
     if value.shape != log_w.shape[1:]:
         raise ValueError(
             f"The bound {bound!r} returned shape {tuple(value.shape)} for log-weights of "

@@ -233,6 +233,11 @@ def _points(partitions: Any) -> list[float]:
 
 
 def _number(value: float, name: str, low: float, high: float) -> float:
+    if isinstance(value, Tensor) and value.dim() > 0:
+        raise ValueError(
+            f"{name} must be a number, got a tensor of shape {tuple(value.shape)}. If log-"
+            "weights were meant, make the bound first: renyi(0.5), cubo(2) or ciwae(0.5)."
+        )
     try:
         number = float(value)
     except (TypeError, ValueError):

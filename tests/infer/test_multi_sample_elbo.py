@@ -16,8 +16,8 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.nn import PyroModule, PyroParam
 
-from pyro_ext.infer import MultiSampleELBO, auto, pathwise
-from pyro_ext.ops import iwae
+from pyro_ext.infer import Factors, MultiSampleELBO, auto, pathwise
+from pyro_ext.ops import iwae, renyi
 
 N = 10
 X = torch.randn(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2**0.5
@@ -546,3 +546,37 @@ def test_second_derivatives_are_refused_but_of_the_pathwise_gradient():
     loss = MultiSampleELBO(3).differentiable_loss(model, guide)
     with pytest.raises(RuntimeError, match="second derivatives use gradient=pathwise"):
         torch.autograd.grad(loss, parameters[:1], create_graph=True)
+
+
+def test_an_observed_site_in_the_guide_is_refused():
+    program = Conjugate()
+    with pytest.raises(ValueError, match="Guide site 'x' is observed, but a guide only draws"):
+        MultiSampleELBO(3).loss(program.guide, program.model)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "message"),
+    [
+        (iwae, "is no estimator"),
+        (lambda particle: particle.slope, "expected Factors"),
+        (lambda particle: Factors(particle.slope.sum(0)), "expected Factors"),
+        ("dreg", "gradient must be a function"),
+    ],
+)
+def test_what_is_no_estimator(gradient, message):
+    with pytest.raises(ValueError, match=message):
+        MultiSampleELBO(3, gradient=gradient)
+
+
+def test_a_bound_that_returns_no_tensor_or_was_never_made():
+    program = Conjugate()
+    with pytest.raises(ValueError, match="expected a tensor"):
+        MultiSampleELBO(3, lambda log_w: 0.0).loss(program.model, program.guide)
+    with pytest.raises(ValueError, match="make the bound first"):
+        MultiSampleELBO(3, renyi).loss(program.model, program.guide)
+
+
+@pytest.mark.parametrize("nesting", [-1, 0.5, "1"])
+def test_bad_max_plate_nesting(nesting):
+    with pytest.raises(ValueError, match="max_plate_nesting must be an integer >= 0"):
+        MultiSampleELBO(3, max_plate_nesting=nesting)
