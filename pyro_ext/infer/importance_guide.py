@@ -33,7 +33,11 @@ class ImportanceGuide(nn.Module):
       \sum_k w_k`, since :math:`\log p(x, z_i)` less its stochastic density is just that; a
       trainable base guide is trained pathwise, with :func:`vimco` terms for draws that are not
       reparameterised;
-    - in ``Predictive`` it gives draws nearer to the posterior than the base guide's.
+    - in ``Predictive`` it gives draws nearer to the posterior than the base guide's:
+      ``Predictive(guide, num_samples)(x)``. The model runs inside, so it needs the data; hand the
+      draws to a second ``Predictive`` of the model as its ``posterior_samples``.
+
+    It draws; medians and quantiles, which an ``AutoGuide`` has, are those of its draws.
 
     Weights are per datum, for plates common to all sites, or as in a nested bound of
     :class:`MultiSampleELBO`: then draws outside of the plates are not resampled.

@@ -11,6 +11,8 @@ from torch import Tensor
 
 def check_sizes(hidden_dims: Sequence[int], **sizes: int) -> None:
     """Refuses networks without hidden layers, and sizes that are not positive."""
+    if not isinstance(hidden_dims, Sequence):
+        raise ValueError(f"hidden_dims must be a sequence of widths, got {hidden_dims!r}.")
     if not hidden_dims or min([*sizes.values(), *hidden_dims]) < 1:
         listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise ValueError(

@@ -97,7 +97,7 @@ class HierarchicalVariationalAutoencoder(PyroModule):
             start_at_pixels(self.decoders[0], data_mean)
 
     @pyro_method
-    def model(self, x: Tensor | None = None, size: int | None = None) -> Tensor:
+    def model(self, x: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """Samples ``zL`` to ``z1`` and ``x``, which is observed if given.
 
         Args:
@@ -115,7 +115,7 @@ class HierarchicalVariationalAutoencoder(PyroModule):
             return pyro.sample("x", self.decode(z), obs=x)
 
     @pyro_method
-    def guide(self, x: Tensor, size: int | None = None) -> list[Tensor]:
+    def guide(self, x: Tensor, *, size: int | None = None) -> list[Tensor]:
         """Samples ``z1`` to ``zL`` given the mini-batch ``x``."""
         with data_plate(x, size, self.input_dim):
             below = x if self.data_mean is None else x - self.data_mean

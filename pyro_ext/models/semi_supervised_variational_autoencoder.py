@@ -91,7 +91,7 @@ class SemiSupervisedVariationalAutoencoder(PyroModule):
 
     @pyro_method
     def model(
-        self, x: Tensor | None = None, context: Tensor | None = None, size: int | None = None
+        self, x: Tensor | None = None, context: Tensor | None = None, *, size: int | None = None
     ) -> Tensor:
         """Samples ``context``, ``z`` and ``x``, which is observed if given.
 
@@ -111,7 +111,7 @@ class SemiSupervisedVariationalAutoencoder(PyroModule):
             return pyro.sample("x", self.autoencoder.decode(z, self._one_hot(label)), obs=x)
 
     @pyro_method
-    def guide(self, x: Tensor, context: Tensor | None = None, size: int | None = None) -> Tensor:
+    def guide(self, x: Tensor, context: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """Samples ``context`` and ``z`` given the mini-batch ``x``."""
         with self._plate(x, context, size):
             label = pyro.sample(

@@ -103,7 +103,7 @@ class VariationalAutoencoder(PyroModule):
 
     @pyro_method
     def model(
-        self, x: Tensor | None = None, context: Tensor | None = None, size: int | None = None
+        self, x: Tensor | None = None, context: Tensor | None = None, *, size: int | None = None
     ) -> Tensor:
         """Samples ``z`` and ``x``, which is observed if given.
 
@@ -120,7 +120,7 @@ class VariationalAutoencoder(PyroModule):
             return pyro.sample("x", self.decode(z, context), obs=x)
 
     @pyro_method
-    def guide(self, x: Tensor, context: Tensor | None = None, size: int | None = None) -> Tensor:
+    def guide(self, x: Tensor, context: Tensor | None = None, *, size: int | None = None) -> Tensor:
         """Samples ``z`` given the mini-batch ``x``."""
         with data_plate(x, size, self.input_dim):
             return pyro.sample("z", self.encode(x, context))
