@@ -21,8 +21,19 @@ def check_sizes(hidden_dims: Sequence[int], **sizes: int) -> None:
         )
 
 
+def check_instance(part: Any, role: str) -> None:
+    """Refuses a class where one of its instances is wanted."""
+    if isinstance(part, type):
+        raise ValueError(f"The {role} is the class {part.__name__}. Pass an instance of it.")
+
+
 def check_event(distribution: Distribution, dim: int, role: str) -> None:
     """Refuses a distribution over anything but one vector of size ``dim``."""
+    if not hasattr(distribution, "event_shape"):
+        raise ValueError(
+            f"The {role} returned a {type(distribution).__name__}, expected a distribution. Pass "
+            "what returns one when it is called: a module or a function."
+        )
     if distribution.event_shape != (dim,) or distribution.batch_shape != ():
         raise ValueError(
             f"The {role} draws events of shape {tuple(distribution.event_shape)} in batches of "

@@ -9,7 +9,13 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from pyro.nn import DenseNN, PyroModule, pyro_method
 from torch import Tensor, nn
 
-from pyro_ext.models.checks import check_event, check_mean, check_sizes, start_at_pixels
+from pyro_ext.models.checks import (
+    check_event,
+    check_instance,
+    check_mean,
+    check_sizes,
+    start_at_pixels,
+)
 from pyro_ext.models.mini_batch import beside, data_plate
 from pyro_ext.models.observations import bernoulli
 from pyro_ext.models.posteriors import DiagonalNormal
@@ -87,6 +93,8 @@ class VariationalAutoencoder(PyroModule):
         super().__init__()
         check_sizes(hidden_dims, input_dim=input_dim, latent_dim=latent_dim)
         self.input_dim, self.context_dim = input_dim, count(context_dim, "context_dim", minimum=0)
+        check_instance(prior, "prior")
+        check_instance(posterior, "posterior")
         self.prior: Any = StandardNormalPrior(latent_dim) if prior is None else prior
         self.posterior: Any = DiagonalNormal(latent_dim) if posterior is None else posterior
         self.observation = observation

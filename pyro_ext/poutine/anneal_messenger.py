@@ -25,7 +25,8 @@ class AnnealMessenger(Messenger):
         sites: names of the latent sites to anneal; all if not given.
 
     Raises:
-        ValueError: if the factor is negative or not finite.
+        ValueError: if the factor is negative or not finite; after a run, if none of ``sites`` was
+            met.
 
     References:
         Bowman et al., *Generating Sentences from a Continuous Space*, arXiv 1511.06349;
@@ -45,6 +46,7 @@ class AnnealMessenger(Messenger):
         super().__init__()
         self.factor = factor
         self.sites = sites
+        self._annealed: set[str] = set()
 
     @property
     def factor(self) -> float:
@@ -60,7 +62,19 @@ class AnnealMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         is_latent = not (msg["is_observed"] or isinstance(msg["fn"], _Subsample))
         if is_latent and (self.sites is None or msg["name"] in self.sites):
+            self._annealed.add(msg["name"])
             msg["scale"] = self.factor * msg["scale"]
+
+    def __enter__(self):
+        self._annealed.clear()
+        return super().__enter__()
+
+    def __exit__(self, exc_type, exc_value, traceback):
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None and self.sites and not self._annealed:
+            raise ValueError(
+                f"None of the sites {list(self.sites)} to anneal is a latent site of the program."
+            )
 
 
 def anneal(fn: Callable | None = None, factor: float = 1.0, sites: Collection[str] | None = None):

@@ -277,3 +277,12 @@ def test_training_reaches_the_likelihood_of_a_known_mixture(prior):
     bound = sum(bounds) / 30  # the images of one evaluation share the prior's proposals
     # 300 parameters may gain 300 / 2 / 2,000 nats on their own training data
     assert exact - 0.15 < bound < exact + 0.075
+
+
+def test_parts_of_the_wrong_kind():
+    with pytest.raises(ValueError, match=r"class FullCovarianceNormal\. Pass an instance"):
+        VariationalAutoencoder(8, 3, (4,), posterior=FullCovarianceNormal)
+    with pytest.raises(ValueError, match="prior returned a Tensor, expected a distribution"):
+        VariationalAutoencoder(8, 3, (4,), prior=dist.Normal(0.0, 1.0))
+    with pytest.raises(ValueError, match="hidden_dims must be a sequence of widths, got 10"):
+        VariationalAutoencoder(8, 2, 10)

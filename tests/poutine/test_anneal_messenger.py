@@ -91,3 +91,12 @@ def test_bad_factor(factor):
     warm_up = AnnealMessenger()
     with pytest.raises(ValueError, match="factor must be a finite number >= 0"):
         warm_up.factor = factor
+
+
+def test_a_misspelt_site_is_noticed():
+    def program():
+        return pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"None of the sites \['zz'\] to anneal"):
+        anneal(program, 0.5, sites=["zz"])()
+    anneal(program, 0.5, sites=["z", "elsewhere"])()
