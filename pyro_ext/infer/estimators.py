@@ -206,7 +206,7 @@ def rws(particle: SingleParticle) -> Factors:
     Raises:
         ValueError: for one particle, whose weight says nothing; when used, if there are sites
             outside of the plates of the bound, if sites have different scales, if draws of the
-            guide depend on enumerated ones.
+            guide depend on enumerated ones, if the bound is one from above.
 
     References:
         Bornschein and Bengio, *Reweighted Wake-Sleep*, arXiv 1406.2751.

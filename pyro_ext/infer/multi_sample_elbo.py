@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_ext.infer.estimators import Estimator, Factors, auto
 from pyro_ext.infer.particle_elbo import ParticleELBO
 from pyro_ext.infer.particles import Particles
-from pyro_ext.infer.surrogate import surrogate
+from pyro_ext.infer.surrogate import is_upper, surrogate
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.counts import count
 from pyro_ext.ops.single_particle import SingleParticle
@@ -173,7 +173,7 @@ class MultiSampleELBO(ParticleELBO):
 
     def _loss(self, particles: Particles) -> Tensor:
         bound = surrogate(particles, self.bound, self.gradient)
-        return bound if getattr(self.bound, "upper", False) else -bound
+        return bound if is_upper(self.bound) else -bound
 
 
 def _probe(gradient: Estimator, num_particles: int) -> Factors:

@@ -15,9 +15,10 @@ Bound = Callable[[Tensor], Tensor]
 def surrogate(particles: Particles, bound: Bound, estimator: Estimator) -> Tensor:
     """The mean over outer particles of the bound of all data, with the estimator's gradient."""
     log_w, outer = particles.log_w(), particles.outer()
+    _refuse_nested_upper(particles, bound)
     if estimator is pathwise or not torch.is_grad_enabled():
         return _total(particles, evaluate(bound, log_w), outer).mean()
-    _refuse(particles, estimator)
+    _refuse(particles, bound, estimator)
     particle = particles.single(bound, log_w)
     total = _total(particles, evaluate(bound, particle.log_w), outer).detach()
     factors = estimator(particle)
@@ -68,9 +69,24 @@ def _outer_scored(particles: Particles, total: Tensor) -> Any:
     return score * (total - baseline) if isinstance(score, Tensor) else score
 
 
-def _refuse(particles: Particles, estimator: Estimator) -> None:
+def is_upper(bound: Bound) -> bool:
+    """Whether a bound is one from above."""
+    return bool(getattr(bound, "upper", False))
+
+
+def _refuse_nested_upper(particles: Particles, bound: Bound) -> None:
+    if is_upper(bound) and particles.runs[0].is_nested:
+        raise ValueError(
+            f"There are sites outside of the plates {list(particles.runs[0].plate_names)}, so that "
+            f"the bound is nested: from below in them. With {bound!r}, from above, it would be "
+            "none. Take a lower bound, or a guide that draws only outside."
+        )
+
+
+def _refuse(particles: Particles, bound: Bound, estimator: Estimator) -> None:
     run = particles.runs[0]
     reasons = {
+        f"the bound {bound!r} is to be minimised": is_upper(bound) and estimator is rws,
         f"there are sites outside of the plates {list(run.plate_names)} of the bound": (
             run.is_nested and estimator in (rws, piwae)
         ),

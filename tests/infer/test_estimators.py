@@ -370,6 +370,8 @@ class Pairs:
 @pytest.mark.parametrize("bound", ["iwae", "renyi", "cubo", "tvo"])
 @pytest.mark.parametrize("gradient", [*SCORED, rws])
 def test_masked_data_contribute_exactly_nothing(gradient, bound, num_particles):
+    if gradient is rws and hasattr(BOUNDS[bound], "upper"):
+        pytest.skip("wake-sleep refuses upper bounds")
     mask = torch.tensor([True, False, True, True, False, False])
     estimates = Pairs().gradient(gradient, BOUNDS[bound], poutine.mask(mask=mask), num_particles)
     assert (estimates[:, ~mask] == 0).all()
@@ -498,6 +500,8 @@ def impossible_below_zero():
 @pytest.mark.parametrize("num_particles", [2, 3, 6])
 @pytest.mark.parametrize("bound", [iwae, renyi(0.5), cubo(2), tvo(2, upper=True)])
 def test_a_few_zero_weights_leave_value_and_gradient_finite(bound, num_particles, gradient):
+    if gradient is rws and hasattr(bound, "upper"):
+        pytest.skip("wake-sleep refuses upper bounds")
     loc = torch.zeros(6, dtype=D, requires_grad=True)
 
     def guide():  # the first datum's draws are possible for one particle only

@@ -16,8 +16,8 @@ from pyro.infer import SVI, RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.nn import PyroModule, PyroParam
 
-from pyro_ext.infer import Factors, MultiSampleELBO, auto, pathwise
-from pyro_ext.ops import iwae, renyi
+from pyro_ext.infer import Factors, MultiSampleELBO, auto, pathwise, rws
+from pyro_ext.ops import cubo, iwae, renyi
 
 N = 10
 X = torch.randn(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2**0.5
@@ -580,3 +580,23 @@ def test_a_bound_that_returns_no_tensor_or_was_never_made():
 def test_bad_max_plate_nesting(nesting):
     with pytest.raises(ValueError, match="max_plate_nesting must be an integer >= 0"):
         MultiSampleELBO(3, max_plate_nesting=nesting)
+
+
+def test_an_upper_bound_is_not_for_wake_sleep_nor_nested():
+    program = Conjugate()
+    with pytest.raises(ValueError, match="gradient=rws has no meaning where the bound"):
+        MultiSampleELBO(3, cubo(2), rws).loss_and_grads(program.model, Guide())
+
+    def model():
+        loc = pyro.sample("loc", dist.Normal(ZERO, 1.0))
+        with pyro.plate("data", N):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=X)
+
+    def guide():
+        pyro.sample("loc", dist.Normal(ZERO, 1.0))
+        with pyro.plate("data", N):
+            pyro.sample("z", dist.Normal(X / 2, 1.0))
+
+    with pytest.raises(ValueError, match=r"the bound is nested: from below"):
+        MultiSampleELBO(3, cubo(2)).loss(model, guide)
