@@ -732,8 +732,8 @@ class _Swapped(Importance):
 class _ShiftedDraws(Importance):
     """Stochastic: shifts what it chose."""
 
-    def simulate(self, sample_shape):
-        value, auxiliaries = super().simulate(sample_shape)
+    def simulate(self, sample_shape, pathwise):
+        value, auxiliaries = super().simulate(sample_shape, pathwise)
         return value + 3, auxiliaries
 
 
@@ -754,8 +754,8 @@ class _NoScore(Importance):
 class _HalfScore(Importance):
     """Stochastic: forgets that it chose, and remembers the candidates."""
 
-    def simulate(self, sample_shape):
-        value, auxiliaries = super().simulate(sample_shape)
+    def simulate(self, sample_shape, pathwise):
+        value, auxiliaries = super().simulate(sample_shape, pathwise)
         others = self.proposal.log_prob(value)
         return value, auxiliaries._replace(log_q=others)
 

@@ -128,15 +128,26 @@ class SelfNormalizedImportance(StochasticDensity):
         """Not possible: the arguments are a distribution and a callable, not tensors."""
         raise NotImplementedError("SelfNormalizedImportance takes its shapes from its proposal.")
 
-    def simulate(self, sample_shape: torch.Size) -> tuple[Tensor, _Others]:
+    @property
+    def is_partly_pathwise(self) -> bool:
+        """Whether the proposal is reparameterised; the index never is."""
+        return bool(self.proposal.has_rsample)
+
+    @property
+    def draw_size(self) -> int:
+        """Numbers of all candidates."""
+        return self.num_proposals * self.shape().numel()
+
+    def simulate(self, sample_shape: torch.Size, pathwise: bool) -> tuple[Tensor, _Others]:
         """Draws ``num_proposals`` candidates per value and keeps one by its weight."""
         proposal = self.proposal.expand(self.batch_shape)
-        candidates = proposal.sample(torch.Size((self.num_proposals, *sample_shape)))
+        draw = proposal.rsample if pathwise else proposal.sample
+        candidates = draw(torch.Size((self.num_proposals, *sample_shape)))
         log_w = self._log_weight(candidates)  # (K, *sample, *batch)
         index = Categorical(logits=log_w.detach().movedim(0, -1), validate_args=False).sample()
         index = index.unsqueeze(0)
         log_q = log_w.gather(0, index).squeeze(0) - log_w.logsumexp(0)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not pathwise:
             log_q = log_q + proposal.log_prob(candidates).sum(0)
         return _choose(candidates, index), _Others(_log_sum_others(log_w, index), log_q)
 

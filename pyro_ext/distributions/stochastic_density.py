@@ -18,6 +18,8 @@ from pyro_ext.distributions.wrappers import KeepsScoreParts
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.counts import count
 
+MOST_NUMBERS = 2**24  # that draws hold at a time
+
 
 class AuxiliaryLost(RuntimeError):  # noqa: N818 - a state of the value, named as in the docs
     """A stochastic density was scored as a guide on a value whose auxiliaries are gone."""
@@ -90,8 +92,14 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
     # What a sampler implements.
 
     @abstractmethod
-    def simulate(self, sample_shape: torch.Size) -> tuple[Tensor, Any]:
+    def simulate(self, sample_shape: torch.Size, pathwise: bool) -> tuple[Tensor, Any]:
         """Draws values and the auxiliaries on their way, under the caller's grad mode.
+
+        Args:
+            sample_shape: of the draws.
+            pathwise: whether draws carry gradients along paths, where there are any; then
+                :meth:`score_function` is owed for the other choices only. Without, the draws are
+                detached, and it is owed for all that was drawn.
 
         Returns:
             The value of shape ``sample_shape + batch_shape + event_shape``, and auxiliaries that
@@ -118,22 +126,58 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
         """
         return 0.0
 
+    @property
+    def is_partly_pathwise(self) -> bool:
+        """Whether draws have a path, though some choice on their way is discrete."""
+        return False
+
+    @property
+    def draw_size(self) -> int:
+        """Numbers that one draw of the whole batch holds in memory on its way."""
+        return self.shape().numel()
+
+    def draw(self, sample_shape: torch.Size) -> Tensor:
+        """Draws values whose auxiliaries nobody wants."""
+        return self.simulate(sample_shape, pathwise=False)[0]
+
     # What Pyro calls.
 
+    def __call__(self, sample_shape=torch.Size()) -> Tensor:
+        """Draws values as ``pyro.sample`` does: with a path, as far as there is one."""
+        if not (self.has_rsample or self.is_partly_pathwise):
+            return self.sample(sample_shape)
+        return self._remember(*self.simulate(torch.Size(sample_shape), pathwise=True))
+
     def sample(self, sample_shape=torch.Size()) -> Tensor:
-        """Draws values without gradient; their auxiliaries live as long as the returned tensor."""
-        value, auxiliaries = self.simulate(torch.Size(sample_shape))
+        """Draws values without gradient; their auxiliaries live as long as the returned tensor.
+
+        Draws that would fill the memory on their way, a million points of a thousand candidates
+        each, are made in chunks and without auxiliaries.
+        """
+        sample_shape = torch.Size(sample_shape)
+        if sample_shape.numel() > 1 and sample_shape.numel() * self.draw_size > MOST_NUMBERS:
+            return self._sample_in_chunks(sample_shape)
+        value, auxiliaries = self.simulate(sample_shape, pathwise=False)
         return self._remember(value.detach(), auxiliaries)
+
+    @torch.no_grad()
+    def _sample_in_chunks(self, sample_shape: torch.Size) -> Tensor:
+        rows = max(1, MOST_NUMBERS // self.draw_size)
+        total = sample_shape.numel()
+        sizes = [min(rows, total - start) for start in range(0, total, rows)]
+        return torch.cat([self.draw(torch.Size([n])) for n in sizes]).reshape(
+            self.shape(sample_shape)
+        )
 
     def rsample(self, sample_shape=torch.Size()) -> Tensor:
         """Draws values with a pathwise gradient, where the sampler has one."""
         if not self.has_rsample:
             raise NotImplementedError(
                 f"{type(self).__name__} makes a discrete choice, so it has no pathwise gradient. "
-                "Use sample(); score_parts() gives Pyro the score-function gradient."
+                "Use sample(); score_parts() gives Pyro the score-function gradient, and "
+                "pyro.sample adds the path, as far as there is one."
             )
-        value, auxiliaries = self.simulate(torch.Size(sample_shape))
-        return self._remember(value, auxiliaries)
+        return self._remember(*self.simulate(torch.Size(sample_shape), pathwise=True))
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Stochastic lower bound on :math:`\log p(x)` in nats, from fresh auxiliaries.
@@ -241,7 +285,8 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
             raise AuxiliaryLost(
                 f"This {type(self).__name__} did not sample this very tensor of shape "
                 f"{tuple(value.shape)}, so the auxiliaries that a guide's density needs are lost: "
-                "the value was detached, cloned, changed or came from elsewhere. Score the "
+                "the value was detached, cloned, changed, came from elsewhere, or is one of more "
+                "draws than are remembered. Score the "
                 "tensor that sample() returned, on the instance that returned it, with an "
                 "objective that keeps it: Trace_ELBO or TraceGraph_ELBO to train, MultiSampleELBO "
                 "to evaluate; not ReweightedWakeSleep."

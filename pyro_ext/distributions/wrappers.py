@@ -50,6 +50,9 @@ class _Wrapper(KeepsScoreParts):
     def density_kind(self) -> str:
         return self.base_dist.density_kind
 
+    def __call__(self, sample_shape=torch.Size()) -> Tensor:
+        return self.base_dist(sample_shape)
+
     def tight(self, num: int):
         return self._rewrap(self.base_dist.tight(num))
 

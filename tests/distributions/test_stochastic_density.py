@@ -295,7 +295,7 @@ class Blurred(StochasticDensity):
         self.loc, self.scale = loc, scale
         super().__init__(loc.shape, (), validate_args=validate_args)
 
-    def simulate(self, sample_shape):
+    def simulate(self, sample_shape, pathwise):
         shape = sample_shape + self.batch_shape
         a = self.loc + self.scale * torch.randn(shape, dtype=self.loc.dtype)
         return a + torch.randn(shape, dtype=self.loc.dtype), a[None]
