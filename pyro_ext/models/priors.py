@@ -1,13 +1,13 @@
 """Priors over latent vectors: modules that own parameters and return a distribution when called."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from pyro.distributions import Normal
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from torch import nn
 
-from pyro_ext.distributions.self_normalized_importance import SelfNormalizedImportance
+from pyro_ext.distributions.importance_sampler import ImportanceSampler
 from pyro_ext.nn.energy import EnergyNet
 
 
@@ -26,21 +26,28 @@ class StandardNormalPrior(nn.Module):
 
 
 class EnergyInspiredPrior(nn.Module):
-    r"""A standard normal reshaped by a learned energy, normalised by its own sampler.
+    r"""A standard normal reshaped by a learned sampler, which also normalises it.
 
-    .. math:: p(z) = \mathrm{SNIS}(\mathcal{N}(0, I), U_\theta, K)
+    .. math:: p(z) = \mathrm{sampler}_\theta\bigl(\mathcal{N}(0, I)\bigr)
 
-    where :math:`U_\theta` is an :class:`~pyro_ext.nn.EnergyNet` and SNIS is
-    :class:`~pyro_ext.distributions.SelfNormalizedImportance`. Its ``log_prob`` is a stochastic
-    lower bound, so that an evidence lower bound with this prior stays one.
+    Its ``log_prob`` is a stochastic lower bound, so that an evidence lower bound with this prior
+    stays one; only the learned accept/reject sampler gives no bound while it is trained.
 
     Args:
         latent_dim: size of the latent vector :math:`z`.
-        hidden_dims: widths of the energy's hidden layers.
-        num_proposals: :math:`K`, candidates per draw and per density evaluation.
+        hidden_dims: widths of the energy's hidden layers, if no sampler is given.
+        num_proposals: :math:`K`, candidates per draw and per density evaluation, if no sampler is
+            given.
+        sampler: a module that owns the parameters and maps a proposal to a distribution:
+            :class:`~pyro_ext.distributions.ImportanceSampler` (the default, with an
+            :class:`~pyro_ext.nn.EnergyNet`),
+            :class:`~pyro_ext.distributions.TruncatedRejectionSampler`,
+            :class:`~pyro_ext.distributions.HamiltonianSampler`,
+            :class:`~pyro_ext.distributions.LearnedAcceptRejectSampler`.
 
     Raises:
-        ValueError: if a size is not positive.
+        ValueError: if a size is not positive, or the sampler's events are no vectors of
+            ``latent_dim``.
 
     References:
         Lawson et al., *Energy-Inspired Models*, arXiv 1910.14265.
@@ -49,17 +56,27 @@ class EnergyInspiredPrior(nn.Module):
         >>> prior = EnergyInspiredPrior(latent_dim=2, num_proposals=64)
         >>> prior().sample((3,)).shape
         torch.Size([3, 2])
+        >>> from pyro_ext.distributions import HamiltonianSampler
+        >>> prior = EnergyInspiredPrior(2, sampler=HamiltonianSampler(EnergyNet(2, (20, 20))))
+        >>> prior().rsample((3,)).shape
+        torch.Size([3, 2])
     """
 
     def __init__(
-        self, latent_dim: int, hidden_dims: Sequence[int] = (100, 100), num_proposals: int = 1024
+        self,
+        latent_dim: int,
+        hidden_dims: Sequence[int] = (100, 100),
+        num_proposals: int = 1024,
+        *,
+        sampler: Callable[[Distribution], Distribution] | None = None,
     ):
         super().__init__()
-        self.energy = EnergyNet(latent_dim, hidden_dims)
+        if sampler is None:
+            sampler = ImportanceSampler(EnergyNet(latent_dim, hidden_dims), num_proposals)
         self.proposal = StandardNormalPrior(latent_dim)
-        self.num_proposals = num_proposals
-        self()  # refuses a bad num_proposals here and now
+        self.sampler = sampler
+        self()  # refuses a sampler of other events here and now
 
-    def forward(self) -> SelfNormalizedImportance:
+    def forward(self) -> Distribution:
         """The distribution, with event shape ``(latent_dim,)``."""
-        return SelfNormalizedImportance(self.proposal(), self.energy, self.num_proposals)
+        return self.sampler(self.proposal())

@@ -22,7 +22,7 @@ def test_energy_inspired_prior_is_snis_of_its_energy():
     assert isinstance(d, SelfNormalizedImportance)
     assert (d.event_shape, d.num_proposals) == ((3,), 11)
     z = torch.randn(4, 3)
-    built = SelfNormalizedImportance(StandardNormalPrior(3)(), prior.energy, 11)
+    built = SelfNormalizedImportance(StandardNormalPrior(3)(), prior.sampler.energy, 11)
     assert torch.equal(d.frozen(0).log_prob(z), built.frozen(0).log_prob(z))
 
 

@@ -74,7 +74,7 @@ def test_every_parameter_is_trained(elbo, fit, prior):
             optimizer.step()
     unmoved = [name for name, value in vae.state_dict().items() if torch.equal(value, before[name])]
     # a constant in the energy cancels, so that its last bias has no gradient
-    assert set(unmoved) <= {"prior.energy.layers.2.bias"}
+    assert set(unmoved) <= {"prior.sampler.energy.layers.2.bias"}
 
 
 def test_mean_field_elbo_works_with_the_normal_prior():
