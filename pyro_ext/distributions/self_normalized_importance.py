@@ -1,7 +1,6 @@
 """Self-normalised importance sampling as a distribution."""
 
 import math
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,9 +9,16 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, constraints
 
+from pyro_ext.distributions import proposals as parts
+from pyro_ext.distributions.proposal_gradients import (
+    ProposalGradient,
+    leave_one_out,
+    reparameterized,
+)
 from pyro_ext.distributions.stochastic_density import StochasticDensity
 from pyro_ext.distributions.wrappers import density_kind
 from pyro_ext.ops.counts import count
+from pyro_ext.ops.leave_one_out import scored, self_normalized
 
 
 class _Others(NamedTuple):
@@ -20,6 +26,8 @@ class _Others(NamedTuple):
 
     log_sum: Tensor | None  # (num, *batch): log of their summed weights; None if there are none
     log_q: Tensor | float = 0.0  # (*batch): log density of the whole draw, up to a constant
+    log_w: Tensor | None = None  # (num, K - 1, *batch): their weights, if fresh and scored
+    score: Tensor | None = None  # (num, K - 1, *batch): their owed log densities
 
 
 class SelfNormalizedImportance(StochasticDensity):
@@ -45,9 +53,12 @@ class SelfNormalizedImportance(StochasticDensity):
     bound: see :class:`StochasticDensity`. A constant added to the energy
     changes nothing.
 
-    Gradients of ``log_prob`` reach the energy, and the proposal through its density and its
-    reparameterised samples. As a guide the sampler is trained by the score function of the
-    candidates and of the index.
+    Gradients of ``log_prob`` reach the energy, and the proposal through its density and through
+    the fresh candidates, as ``proposal_gradient`` says. As a guide the sampler is trained along
+    the paths of reparameterised candidates and by the score function of the index,
+    :math:`\log \bar w_i`, alone; if the proposal has no path, by the score function of candidates
+    and index. Both are unbiased, the first with far less variance. See :meth:`expectation` for a
+    mean over the index, without any score.
 
     Args:
         proposal: :math:`\pi`, any distribution with the event shape of the result. It must cover
@@ -62,6 +73,9 @@ class SelfNormalizedImportance(StochasticDensity):
             energies. The mean over a batch then carries the noise of one estimate of the
             normaliser, however large the batch: train so, but evaluate with ``tight(num)``, in
             several batches or with ``False``. The draws of ``sample`` never share.
+        proposal_gradient: how ``log_prob`` trains the proposal through the fresh candidates:
+            :func:`reparameterized`, :func:`leave_one_out` for those without a path, or the biased
+            :func:`stop_gradient` and :func:`straight_through`. Draws do not depend on it.
         validate_args: checks arguments, values and the energy's finiteness.
 
     Shape:
@@ -71,7 +85,7 @@ class SelfNormalizedImportance(StochasticDensity):
         ValueError: if ``num_proposals < 1``; if the energy's and the proposal's event shapes
             disagree; later, if the energy returns a wrong shape or, when validating, a value
             that is not finite; if a gradient is asked through a proposal that has trainable
-            parameters but no ``rsample``.
+            parameters but no ``rsample``, unless ``proposal_gradient`` provides for it.
 
     References:
         Lawson, Tucker, Dai and Ranganath, *Energy-Inspired Models: Learning with
@@ -104,13 +118,19 @@ class SelfNormalizedImportance(StochasticDensity):
         num_proposals: int,
         share_proposals: bool = True,
         *,
+        proposal_gradient: ProposalGradient = reparameterized,
         validate_args: bool | None = None,
     ):
-        _check_proposal(proposal, energy)
+        parts.check_proposal("SelfNormalizedImportance", proposal, energy)
+        if not callable(proposal_gradient):
+            raise ValueError(
+                f"proposal_gradient is a function such as leave_one_out, got {proposal_gradient!r}."
+            )
         self.proposal = proposal
         self.energy = energy
         self.num_proposals = count(num_proposals, "num_proposals")
         self.share_proposals = share_proposals
+        self.proposal_gradient = proposal_gradient
         super().__init__(proposal.batch_shape, proposal.event_shape, validate_args=validate_args)
 
     @constraints.dependent_property
@@ -145,11 +165,11 @@ class SelfNormalizedImportance(StochasticDensity):
         candidates = draw(torch.Size((self.num_proposals, *sample_shape)))
         log_w = self._log_weight(candidates)  # (K, *sample, *batch)
         index = Categorical(logits=log_w.detach().movedim(0, -1), validate_args=False).sample()
-        index = index.unsqueeze(0)
-        log_q = log_w.gather(0, index).squeeze(0) - log_w.logsumexp(0)
-        if torch.is_grad_enabled() and not pathwise:
+        log_q = parts.choose(log_w, index) - log_w.logsumexp(0)
+        if torch.is_grad_enabled() and not pathwise and self._proposal_kind == "exact":
             log_q = log_q + proposal.log_prob(candidates).sum(0)
-        return _choose(candidates, index), _Others(_log_sum_others(log_w, index), log_q)
+        others = _Others(_log_sum_others(log_w, index), log_q)
+        return parts.choose(candidates, index), others
 
     def draw_auxiliaries(self, value: Tensor, num: int) -> _Others:
         """Draws the ``num_proposals - 1`` other candidates, ``num`` times."""
@@ -157,12 +177,12 @@ class SelfNormalizedImportance(StochasticDensity):
             return _Others(None)
         shared = self.share_proposals or self._seed is not None
         batch_shape = self._shared_batch if shared else self._batch_of(value, self.batch_shape)
-        proposal = self.proposal.expand(batch_shape)
-        draw = proposal.rsample if proposal.has_rsample else proposal.sample
-        others = draw(torch.Size((num, self.num_proposals - 1)))
-        if not proposal.has_rsample:
-            _refuse_biased_gradient(proposal, others)
-        return _Others(self._log_weight(others).logsumexp(1))
+        shape = torch.Size((num, self.num_proposals - 1))
+        others, score = self.proposal_gradient(self.proposal.expand(batch_shape), shape)
+        log_w = self._log_weight(others)
+        if score is None:
+            return _Others(log_w.logsumexp(1))
+        return _Others(log_w.logsumexp(1), log_w=log_w.detach(), score=score)
 
     def log_weights(self, value: Tensor, auxiliaries: _Others) -> Tensor:
         r"""Evaluates :math:`\log \pi(x) - \log \frac1K (1 + \sum_j w(x_j) / w(x))`."""
@@ -171,21 +191,64 @@ class SelfNormalizedImportance(StochasticDensity):
             return log_pi.unsqueeze(0)
         value = value.expand(self._batch_of(value, self._shared_batch) + self.event_shape)
         log_w = self._log_weight(value)  # (*batch)
-        ratio = _align(auxiliaries.log_sum, log_w.dim()) - log_w  # (num, *batch)
+        ratio = parts.align(auxiliaries.log_sum, log_w.dim()) - log_w  # (num, *batch)
         log_total = torch.logaddexp(torch.zeros_like(ratio), ratio)
+        if auxiliaries.log_w is not None and auxiliaries.score is not None:
+            fresh = (auxiliaries.log_w, auxiliaries.score)
+            log_pi = log_pi + scored(log_w, *(parts.align(x, log_w.dim(), 2) for x in fresh))
         return log_pi - log_total + math.log(self.num_proposals)
 
     def score_function(self, auxiliaries: _Others) -> Tensor | float:
-        """Log density of candidates and index, up to a constant."""
+        """Log density of the index, and of candidates without a path, up to a constant."""
         return auxiliaries.log_q
+
+    def expectation(
+        self, function: Callable[[Tensor], Tensor], sample_shape: torch.Size | tuple = ()
+    ) -> Tensor:
+        r"""Estimates :math:`\mathbb{E}[f(x)]` by the mean over all choices of the index.
+
+        .. math:: \sum_{k=1}^K \bar w_k f(x_k), \qquad \bar w_k = w(x_k) / \sum_j w(x_j)
+
+        Unbiased for every :math:`K`, and less noisy than :math:`f` of a draw, for :math:`K`
+        evaluations of :math:`f`. Its gradient is that of the expectation: candidates and weights
+        are differentiated, and the proposal as ``proposal_gradient`` says.
+
+        Args:
+            function: :math:`f`, from ``(..., *event_shape)`` to ``(..., *rest)``.
+            sample_shape: of independent estimates.
+
+        Shape:
+            ``(*sample_shape, *batch_shape, *rest)``.
+
+        Raises:
+            ValueError: if the function does not keep the dimensions on the left.
+
+        Example:
+            >>> import pyro.distributions as dist
+            >>> d = SelfNormalizedImportance(dist.Normal(0.0, 1.0), torch.square, 100)
+            >>> d.expectation(torch.square, (5,)).shape
+            torch.Size([5])
+        """
+        shape = torch.Size((self.num_proposals, *sample_shape))
+        proposal = self.proposal.expand(self.batch_shape)
+        candidates, score = self.proposal_gradient(proposal, shape)
+        return self_normalized(self._log_weight(candidates), function(candidates), score)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         """Stochastic upper bound, from the candidates that ``value`` was chosen from.
 
         Raises:
             AuxiliaryLost: if this instance did not sample this very tensor.
-            NotImplementedError: if the proposal is itself a stochastic density.
+            NotImplementedError: if the proposal is itself a stochastic density, or if several
+                weights are to be averaged under :func:`leave_one_out`, for which a draw's own
+                weight has no place.
         """
+        is_scored = self.proposal_gradient is leave_one_out and torch.is_grad_enabled()
+        if is_scored and self._num_weights > 1:
+            raise NotImplementedError(
+                "A tight upper bound has no leave_one_out gradient. On the guide's side leave out "
+                "tight(num), take another proposal_gradient, or evaluate under torch.no_grad()."
+            )
         if self._proposal_kind != "exact":
             raise NotImplementedError(
                 f"A guide needs an upper bound, but the proposal {type(self.proposal).__name__} of "
@@ -198,7 +261,7 @@ class SelfNormalizedImportance(StochasticDensity):
         """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""
         new = super().frozen(seed)
         if self._proposal_kind != "exact":
-            new.proposal = self.proposal.frozen(seed)  # type: ignore[attr-defined]
+            new.proposal = self.proposal.frozen(seed + 1)  # type: ignore[attr-defined]
         return new
 
     @property
@@ -207,96 +270,30 @@ class SelfNormalizedImportance(StochasticDensity):
 
     @property
     def _shared_batch(self) -> torch.Size:
-        """The proposal's batch shape with a dimension for each of ours, so that both line up."""
-        missing = len(self.batch_shape) - len(self.proposal.batch_shape)
-        return torch.Size((1,) * missing) + self.proposal.batch_shape
+        return parts.padded_batch(self.proposal, self.batch_shape)
 
     def _batch_of(self, value: Tensor, batch_shape: torch.Size) -> torch.Size:
         return torch.broadcast_shapes(value.shape[: value.dim() - self.event_dim], batch_shape)
 
     def _log_weight(self, x: Tensor) -> Tensor:
-        energy = _evaluate(self.energy, x, self.event_shape)
-        expected = x.shape[: x.dim() - self.event_dim]
-        if energy.shape not in (expected, torch.broadcast_shapes(expected, self.batch_shape)):
-            raise ValueError(
-                f"The energy returned shape {tuple(energy.shape)} for values of shape "
-                f"{tuple(x.shape)}, expected {tuple(expected)}: it maps (..., *event_shape) to "
-                f"(...) with event_shape {tuple(self.event_shape)}. Sum or squeeze its output, or "
-                "let proposal.to_event(n) turn the proposal's last dimensions into its event."
-            )
-        if self._validate_args and not torch._is_all_true(torch.isfinite(energy)):
-            bad = (~torch.isfinite(energy)).sum().item()
-            raise ValueError(
-                f"The energy is not finite at {bad} of {energy.numel()} values. Bound the energy, "
-                "lower the learning rate, or keep forbidden values out of the proposal's support."
-            )
-        return -energy
+        finite = self._validate_args
+        return -parts.evaluate(self.energy, x, self.event_shape, self.batch_shape, finite=finite)
 
     def __repr__(self):
+        gradient = self.proposal_gradient
+        name = getattr(gradient, "__name__", gradient)
         return (
             f"SelfNormalizedImportance({self.proposal}, {self.energy}, "
-            f"num_proposals={self.num_proposals}, share_proposals={self.share_proposals})"
+            f"num_proposals={self.num_proposals}, share_proposals={self.share_proposals}"
+            + ("" if gradient is reparameterized else f", proposal_gradient={name}")
+            + ")"
             + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
             + ("" if self._seed is None else f".frozen({self._seed})")
         )
-
-
-def _check_proposal(proposal: Distribution, energy: Callable) -> None:
-    if not isinstance(proposal, Distribution) or not callable(energy):
-        raise ValueError(
-            "SelfNormalizedImportance takes a distribution as proposal and a callable as energy, "
-            f"got {proposal!r} and {energy!r}."
-        )
-    declared = getattr(energy, "event_shape", proposal.event_shape)
-    declared = torch.Size([declared] if isinstance(declared, int) else declared)
-    if declared != proposal.event_shape:
-        raise ValueError(
-            f"The energy is defined on events of shape {tuple(declared)}, but the proposal "
-            f"{proposal} draws events of shape {tuple(proposal.event_shape)}. Make them agree; "
-            "proposal.to_event(n) turns batch dimensions into event dimensions."
-        )
-
-
-def _evaluate(energy: Callable[[Tensor], Tensor], x: Tensor, event_shape: torch.Size) -> Tensor:
-    try:
-        result = energy(x)
-    except RuntimeError as error:
-        if re.search("shape|size", str(error)) is None:
-            raise
-        raise ValueError(
-            f"The energy cannot score values of shape {tuple(x.shape)} with event shape "
-            f"{tuple(event_shape)}: {error}. It must accept the proposal's events, and any "
-            "dimensions to the left of them."
-        ) from error
-    if not isinstance(result, Tensor) or not result.is_floating_point():
-        kind = result.dtype if isinstance(result, Tensor) else type(result)
-        raise ValueError(f"The energy must return a tensor of floating-point numbers, got {kind}.")
-    return result
-
-
-def _refuse_biased_gradient(proposal: Distribution, others: Tensor) -> None:
-    if torch.is_grad_enabled() and proposal.log_prob(others).requires_grad:
-        raise ValueError(
-            f"The proposal {proposal} has trainable parameters but no reparameterised samples, so "
-            "the gradient of the bound with respect to them would be biased. Detach them, use a "
-            "proposal with rsample, or evaluate under torch.no_grad()."
-        )
-
-
-def _choose(candidates: Tensor, index: Tensor) -> Tensor:
-    """Gathers ``candidates (K, *batch, *event)`` at ``index (1, *batch)``."""
-    index = index.reshape(index.shape + (1,) * (candidates.dim() - index.dim()))
-    return candidates.gather(0, index.expand(1, *candidates.shape[1:])).squeeze(0)
 
 
 def _log_sum_others(log_w: Tensor, index: Tensor) -> Tensor | None:
     """Sums the weights ``(K, *batch)`` but the chosen one; None if there is no other."""
     if log_w.shape[0] == 1:
         return None
-    return log_w.scatter(0, index, -math.inf).logsumexp(0, keepdim=True)
-
-
-def _align(log_sum: Tensor, batch_dim: int) -> Tensor:
-    """Inserts dimensions so that ``(num, *shared)`` broadcasts against ``(*batch)``."""
-    missing = batch_dim - (log_sum.dim() - 1)
-    return log_sum.reshape(log_sum.shape[:1] + (1,) * missing + log_sum.shape[1:])
+    return log_w.scatter(0, index.unsqueeze(0), -math.inf).logsumexp(0, keepdim=True)

@@ -18,7 +18,8 @@ from pyro_ext.distributions.wrappers import KeepsScoreParts
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.counts import count
 
-MOST_NUMBERS = 2**24  # that draws hold at a time
+MOST_NUMBERS = 2**24  # that remembered draws hold on their way
+CHUNK = 2**18  # that others hold at a time: a network holds many times more
 
 
 class AuxiliaryLost(RuntimeError):  # noqa: N818 - a state of the value, named as in the docs
@@ -162,7 +163,7 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
 
     @torch.no_grad()
     def _sample_in_chunks(self, sample_shape: torch.Size) -> Tensor:
-        rows = max(1, MOST_NUMBERS // self.draw_size)
+        rows = max(1, CHUNK // self.draw_size)
         total = sample_shape.numel()
         sizes = [min(rows, total - start) for start in range(0, total, rows)]
         return torch.cat([self.draw(torch.Size([n])) for n in sizes]).reshape(

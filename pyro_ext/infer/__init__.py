@@ -1,5 +1,8 @@
 """Objectives for models and guides, and estimators of their gradients."""
 
+from pyro_ext.infer.auto_energy_inspired import AutoEnergyInspired
+from pyro_ext.infer.auto_hamiltonian import AutoHamiltonian
+from pyro_ext.infer.auto_semi_implicit import AutoSemiImplicit
 from pyro_ext.infer.estimators import (
     Factors,
     auto,
@@ -17,6 +20,9 @@ from pyro_ext.infer.importance_guide import ImportanceGuide
 from pyro_ext.infer.multi_sample_elbo import MultiSampleELBO
 
 __all__ = [
+    "AutoEnergyInspired",
+    "AutoHamiltonian",
+    "AutoSemiImplicit",
     "Factors",
     "FreeBitsELBO",
     "ImportanceGuide",

@@ -1,11 +1,12 @@
 """Energy functions as networks."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+from pyro_ext.nn.energy_parts import Norm, check_center, check_sizes, split_shape, start
 
 
 class EnergyNet(nn.Module):
@@ -16,26 +17,44 @@ class EnergyNet(nn.Module):
     with affine layers :math:`f_l`, whose weights start Glorot-uniform and whose biases start at
     zero, and an output that is not bounded.
 
+    A ``norm`` holds the hidden layers down. The output layer stays free, or the energy could not
+    grow as steep as the data ask; norm ``energy.layers[-1]`` yourself to hold it too. With
+    :func:`torch.nn.utils.parametrizations.spectral_norm` and :math:`\sigma = \tanh`,
+
+    .. math:: |U(x) - U(y)| \le \lVert W_L \rVert \, \lVert x - y \rVert
+
+    up to the error of its power iteration, which makes a step in each forward pass of training:
+    a density that must not change between evaluations (``frozen``) needs ``.eval()``. Torch
+    pickles no module with such norms; ``copy.deepcopy`` and the ``state_dict`` work.
+
     Args:
         event_shape: shape of one event; an integer stands for a vector.
         hidden_dims: widths of the hidden layers; none makes the energy affine.
         activation: builds :math:`\sigma`. Smooth ones suit samplers that use the energy's gradient.
-        center: :math:`c`, subtracted from each event, usually the data's mean.
+        center: :math:`c`, subtracted from each event, usually the data's mean; copied.
+        norm: maps each hidden layer to a module with the same forward,
+            such as ``spectral_norm`` or ``weight_norm`` of ``torch.nn.utils.parametrizations``.
 
     Shape:
         ``(..., *event_shape) -> (...)``, in nats.
 
     Raises:
-        ValueError: if a size is not positive, or if ``center`` or, later, a value does not have
-            the event shape.
+        ValueError: if a size is not positive; if ``center`` or, later, a value does not have
+            the event shape; if ``norm`` has no hidden layer, or returns no module.
 
     References:
-        Lawson et al., *Energy-Inspired Models*, arXiv 1910.14265: the published code's energies.
+        Lawson et al., *Energy-Inspired Models*, arXiv 1910.14265: the published code's energies;
+        Miyato et al., *Spectral Normalization for Generative Adversarial Networks*,
+        arXiv 1802.05957.
 
     Example:
         >>> energy = EnergyNet(2, hidden_dims=(20, 20))
         >>> energy(torch.zeros(5, 3, 2)).shape
         torch.Size([5, 3])
+        >>> from torch.nn.utils.parametrizations import spectral_norm
+        >>> data = torch.rand(100, 2)
+        >>> EnergyNet(2, center=data.mean(0), norm=spectral_norm)(data).shape
+        torch.Size([100])
     """
 
     def __init__(
@@ -44,47 +63,31 @@ class EnergyNet(nn.Module):
         hidden_dims: Sequence[int] = (100, 100),
         activation: Callable[[], nn.Module] = nn.Tanh,
         center: Tensor | None = None,
+        norm: Norm | None = None,
     ):
         super().__init__()
-        self.event_shape = torch.Size(
-            [event_shape] if isinstance(event_shape, int) else event_shape
-        )
-        dims = [math.prod(self.event_shape), *hidden_dims, 1]
-        if min(dims) < 1:
-            raise ValueError(f"EnergyNet needs positive sizes, got layers of {dims}.")
-        self.layers = nn.Sequential(*_alternate(dims, activation))
+        self.event_shape = torch.Size(check_sizes(event_shape, "event_shape"))
+        hidden_dims = check_sizes(hidden_dims, "hidden_dims")
+        if norm is not None and not hidden_dims:
+            raise ValueError(
+                "EnergyNet applies norm to its hidden layers, but hidden_dims is empty."
+            )
+        dims = [self.event_shape.numel(), *hidden_dims, 1]
+        self.layers = nn.Sequential(*_alternate(dims, activation, norm))
         self.center: Tensor | None
-        self.register_buffer("center", _check_center(center, self.event_shape))
+        self.register_buffer("center", check_center(center, self.event_shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies of events, over any dimensions to their left."""
-        batch_shape = x.shape[: x.dim() - len(self.event_shape)]
-        if x.shape != batch_shape + self.event_shape:
-            raise ValueError(
-                f"EnergyNet takes events of shape {tuple(self.event_shape)}, got values of shape "
-                f"{tuple(x.shape)}."
-            )
+        batch_shape = split_shape(x, self.event_shape)
         x = x if self.center is None else x - self.center
-        return self.layers(x.reshape(*batch_shape, -1)).squeeze(-1)
+        return self.layers(x.reshape(*batch_shape, self.event_shape.numel())).squeeze(-1)
 
 
-def _alternate(dims: list[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
+def _alternate(
+    dims: list[int], activation: Callable[[], nn.Module], norm: Norm | None
+) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(dims):
-        linear = nn.Linear(fan_in, fan_out)
-        nn.init.xavier_uniform_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        layers += [linear, activation()]
-    return layers[:-1]
-
-
-def _check_center(center: Tensor | None, event_shape: torch.Size) -> Tensor | None:
-    if center is None:
-        return None
-    if not isinstance(center, Tensor) or center.shape != event_shape:
-        shape = tuple(center.shape) if isinstance(center, Tensor) else type(center)
-        raise ValueError(
-            f"EnergyNet's center has shape {shape}, expected a tensor of the event shape "
-            f"{tuple(event_shape)}."
-        )
-    return center
+    for fan_in, fan_out in pairwise(dims[:-1]):
+        layers += [start(nn.Linear(fan_in, fan_out), norm), activation()]
+    return [*layers, start(nn.Linear(dims[-2], dims[-1]))]

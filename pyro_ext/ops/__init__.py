@@ -1,6 +1,8 @@
 """Pure functions on tensors: no Pyro, no state."""
 
 from pyro_ext.ops.bounds import ciwae, cubo, iwae, renyi, tvo
+from pyro_ext.ops.contrastive import info_nce, ranking_nce
+from pyro_ext.ops.leapfrog import inverse_leapfrog, leapfrog
 from pyro_ext.ops.log_weights import effective_sample_size, log_mean_exp
 from pyro_ext.ops.single_particle import SingleParticle
 
@@ -9,8 +11,12 @@ __all__ = [
     "ciwae",
     "cubo",
     "effective_sample_size",
+    "info_nce",
+    "inverse_leapfrog",
     "iwae",
+    "leapfrog",
     "log_mean_exp",
+    "ranking_nce",
     "renyi",
     "tvo",
 ]

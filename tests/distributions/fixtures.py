@@ -4,14 +4,26 @@ The key is the public name, with a variant after a hyphen. Modules are defined h
 functions, so that they can be pickled.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ext.distributions import SelfNormalizedImportance
+from pyro_ext.distributions import (
+    HamiltonianImportance,
+    LearnedAcceptReject,
+    ModelMarginal,
+    SelfNormalizedImportance,
+    SemiImplicit,
+    TruncatedRejection,
+    leave_one_out,
+)
+from pyro_ext.nn import MomentumNet, MovingNormalizer
 from pyro_ext.testing import check_distribution
 
 
@@ -53,7 +65,247 @@ def importance(loc, energy, event_dim=0, share_proposals=True, validate_args=Non
     )
 
 
+def hamiltonian(
+    loc, potential, step_size, tempering, momentum_net=None, event_dim=0, validate_args=None
+):
+    return HamiltonianImportance(
+        normal(loc, event_dim, validate_args),
+        potential,
+        2,
+        step_size,
+        tempering,
+        momentum_net,
+        validate_args=validate_args,
+    )
+
+
+def rejection(
+    loc, logit, event_dim=0, share_proposals=True, reverse_logit=None, validate_args=None
+):
+    return TruncatedRejection(
+        normal(loc, event_dim, validate_args),
+        logit,
+        num_tries=5,
+        share_proposals=share_proposals,
+        reverse_logit=reverse_logit,
+        validate_args=validate_args,
+    )
+
+
+class BellLogit(nn.Module):
+    """Accepts with probability ``0.9 exp(-|x|^2 / 2)``: 0.9 / sqrt(2)^dim of standard normals."""
+
+    def __init__(self, event_dim: int):
+        super().__init__()
+        self.event_dim = event_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = x.square().flatten(-self.event_dim).sum(-1) if self.event_dim else x.square()
+        log_accept = math.log(0.9) - square / 2
+        return log_accept - torch.log(-torch.expm1(log_accept))
+
+
+def bell_rate(dim: int) -> float:
+    return 0.9 * 0.5 ** (dim / 2)
+
+
+def known_rejection(shape=(), event_dim=0, validate_args=None):
+    return TruncatedRejection(
+        normal(torch.zeros(shape, dtype=torch.float64, device="cpu"), event_dim, validate_args),
+        BellLogit(event_dim),
+        num_tries=5,
+        normalizer=bell_rate(shape[-1] if event_dim else 1),
+        validate_args=validate_args,
+    )
+
+
+def learned_rejection(loc, logit, normalizer, event_dim=0, validate_args=None):
+    return LearnedAcceptReject(
+        normal(loc, event_dim, validate_args),
+        logit,
+        5,
+        normalizer,
+        num_proposals=8,
+        validate_args=validate_args,
+    )
+
+
+def evaluated_rejection(normalizer, shape=(), event_dim=0, validate_args=None):
+    loc = torch.zeros(shape, dtype=torch.float64, device="cpu")
+    return learned_rejection(loc, BellLogit(event_dim), normalizer, event_dim, validate_args)
+
+
+def stored(batch_shape: Sequence[int], dim: int) -> MovingNormalizer:
+    normalizer = MovingNormalizer(batch_shape).double().eval()
+    exact = torch.full(tuple(batch_shape), bell_rate(dim), dtype=torch.float64)
+    normalizer.store(exact, torch.zeros_like(exact), 10**9)
+    return normalizer
+
+
+# Not a bound, and no upper one: a guide's side raises.
+ESTIMATE = ("stochastic", "sandwich", "score_gradient", "normalisation", "particles", "scale")
+
+
+def binary_importance(logits, energy, validate_args=None):
+    proposal = dist.Bernoulli(logits=logits, validate_args=validate_args)
+    return SelfNormalizedImportance(
+        dist.Independent(proposal, 1, validate_args=validate_args),
+        energy,
+        num_proposals=5,
+        proposal_gradient=leave_one_out,
+        validate_args=validate_args,
+    )
+
+
+class LinearProgram(nn.Module):
+    """z ~ N(0, 1), x ~ N(a z + b, 1), and a guide that is almost right."""
+
+    def __init__(self, shape: tuple[int, ...], event_dim: int = 0):
+        super().__init__()
+        self.event_dim = event_dim
+        self.slope = nn.Parameter(torch.tensor(0.7))
+        self.loc = nn.Parameter(torch.full(shape, 0.2))
+        self.gain = nn.Parameter(torch.tensor(0.4))
+        self.scale = nn.Parameter(torch.tensor(0.9))
+
+    def normal(self, loc, scale, validate_args):
+        base = dist.Normal(loc, scale, validate_args=validate_args)
+        return base.to_event(self.event_dim)
+
+    def model(self, validate_args=None):
+        one = torch.ones_like(self.loc)
+        z = pyro.sample("z", self.normal(torch.zeros_like(one), one, validate_args))
+        pyro.sample("x", self.normal(self.slope * z + self.loc, one, validate_args))
+
+    def guide(self, x, validate_args=None):
+        loc = self.gain * (x - self.loc)
+        pyro.sample("z", self.normal(loc, self.scale.expand(loc.shape), validate_args))
+
+
+class BinaryProgram(nn.Module):
+    """One bit z, two bits x, and a guide."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(0.3))
+        self.decoder = nn.Linear(1, 2)
+        self.encoder = nn.Linear(2, 1)
+
+    def model(self, validate_args=None):
+        logit = self.logit.unsqueeze(-1)
+        z = pyro.sample("z", dist.Bernoulli(logits=logit, validate_args=validate_args).to_event(1))
+        x = dist.Bernoulli(logits=self.decoder(z), validate_args=validate_args)
+        pyro.sample("x", x.to_event(1))
+
+    def guide(self, x, validate_args=None):
+        z = dist.Bernoulli(logits=self.encoder(x), validate_args=validate_args)
+        pyro.sample("z", z.to_event(1))
+
+
+def marginal(program, validate_args=None):
+    return ModelMarginal(
+        partial(program.model, validate_args),
+        partial(program.guide, validate_args=validate_args),
+        validate_args=validate_args,
+    )
+
+
+class Blur(nn.Module):
+    """N(psi, 1) with a location that the network bends."""
+
+    def __init__(self, dim: int | None = None):
+        super().__init__()
+        self.energy = Energy(dim)
+        self.event_dim = 0 if dim is None else 1
+
+    def forward(self, psi: Tensor) -> Any:
+        bend = self.energy(psi)
+        loc = psi + (bend.unsqueeze(-1) if self.event_dim else bend)
+        base = dist.Normal(loc, torch.ones_like(loc), validate_args=False)
+        return dist.Independent(base, self.event_dim, validate_args=False)
+
+
+class Unblur(nn.Module):
+    """N(x / 2, s^2), almost the posterior of the location."""
+
+    def __init__(self, event_dim: int = 0):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(-0.3))
+        self.event_dim = event_dim
+
+    def forward(self, x: Tensor) -> Any:
+        base = dist.Normal(x / 2, self.log_scale.exp().expand(x.shape), validate_args=False)
+        return dist.Independent(base, self.event_dim, validate_args=False)
+
+
+def semi_implicit(loc, conditional, reverse=None, event_dim=0, validate_args=None):
+    mixing = normal(loc, event_dim, validate_args)
+    return SemiImplicit(mixing, conditional, reverse, validate_args=validate_args)
+
+
+# Handlers on a stack, and methods that look it up, are more than one graph.
+PROGRAM = ("compiles",)
+
 FIXTURES: dict[str, Fixture] = {
+    "HamiltonianImportance-scalar": Fixture(
+        hamiltonian,
+        {"loc": torch.zeros(()), "potential": Energy(), "step_size": 0.4, "tempering": 0.9},
+    ),
+    "HamiltonianImportance-scalar-batch": Fixture(
+        hamiltonian,
+        {
+            "loc": torch.zeros(2, 3),
+            "potential": Energy(),
+            "step_size": 0.4,
+            "tempering": 0.9,
+            "momentum_net": MomentumNet((), (4,)),
+        },
+    ),
+    "HamiltonianImportance-vector": Fixture(
+        hamiltonian,
+        {
+            "loc": torch.zeros(2),
+            "potential": Energy(2),
+            "step_size": torch.tensor([0.3, 0.5]),
+            "tempering": torch.tensor([0.9, 0.95]),
+            "momentum_net": MomentumNet(2, (4,)),
+            "event_dim": 1,
+        },
+    ),
+    "HamiltonianImportance-vector-batch": Fixture(
+        hamiltonian,
+        {
+            "loc": torch.randn(3, 2),
+            "potential": Energy(2),
+            "step_size": 0.4,
+            "tempering": torch.tensor([0.9, 0.95]),
+            "event_dim": 1,
+        },
+    ),
+    "LearnedAcceptReject-scalar": Fixture(
+        learned_rejection,
+        {"loc": torch.zeros(()), "logit": Energy(), "normalizer": MovingNormalizer(decay=0.0)},
+        skip=ESTIMATE,
+    ),
+    "LearnedAcceptReject-vector-batch": Fixture(
+        learned_rejection,
+        {
+            "loc": torch.randn(3, 2),
+            "logit": Energy(2),
+            "normalizer": MovingNormalizer((3,), decay=0.0),
+            "event_dim": 1,
+        },
+        skip=ESTIMATE,
+    ),
+    "LearnedAcceptReject-evaluated-scalar": Fixture(
+        evaluated_rejection, {"normalizer": stored((), 1)}
+    ),
+    "LearnedAcceptReject-evaluated-scalar-batch": Fixture(
+        evaluated_rejection, {"normalizer": stored((2, 3), 1), "shape": (2, 3)}
+    ),
+    "LearnedAcceptReject-evaluated-vector": Fixture(
+        evaluated_rejection, {"normalizer": stored((), 2), "shape": (2,), "event_dim": 1}
+    ),
     "SelfNormalizedImportance-scalar": Fixture(
         importance, {"loc": torch.zeros(()), "energy": Energy()}
     ),
@@ -78,11 +330,76 @@ FIXTURES: dict[str, Fixture] = {
             "share_proposals": False,
         },
     ),
+    "SemiImplicit-scalar": Fixture(semi_implicit, {"loc": torch.zeros(()), "conditional": Blur()}),
+    "SemiImplicit-scalar-batch": Fixture(
+        semi_implicit, {"loc": torch.zeros(2, 3), "conditional": Blur()}
+    ),
+    "SemiImplicit-vector": Fixture(
+        semi_implicit, {"loc": torch.zeros(2), "conditional": Blur(2), "event_dim": 1}
+    ),
+    "SemiImplicit-vector-batch": Fixture(
+        semi_implicit,
+        {
+            "loc": torch.randn(3, 2),
+            "conditional": Blur(2),
+            "reverse": Unblur(1),
+            "event_dim": 1,
+        },
+    ),
+    "SemiImplicit-reversed": Fixture(
+        semi_implicit, {"loc": torch.zeros(()), "conditional": Blur(), "reverse": Unblur()}
+    ),
+    "TruncatedRejection-scalar": Fixture(rejection, {"loc": torch.zeros(()), "logit": Energy()}),
+    "TruncatedRejection-scalar-batch": Fixture(
+        rejection, {"loc": torch.zeros(2, 3), "logit": Energy()}
+    ),
+    "TruncatedRejection-scalar-unshared": Fixture(
+        rejection, {"loc": torch.zeros(3), "logit": Energy(), "share_proposals": False}
+    ),
+    "TruncatedRejection-vector": Fixture(
+        rejection, {"loc": torch.zeros(2), "logit": Energy(2), "event_dim": 1}
+    ),
+    "TruncatedRejection-vector-batch": Fixture(
+        rejection, {"loc": torch.randn(3, 2), "logit": Energy(2), "event_dim": 1}
+    ),
+    "TruncatedRejection-guessed": Fixture(
+        rejection,
+        {"loc": torch.zeros(()), "logit": Energy(), "reverse_logit": torch.tensor(0.3)},
+        skip=("sandwich",),  # there is no tight upper bound
+    ),
+    "TruncatedRejection-known-scalar": Fixture(known_rejection, {}),
+    "TruncatedRejection-known-scalar-batch": Fixture(known_rejection, {"shape": (2, 3)}),
+    "TruncatedRejection-known-vector": Fixture(known_rejection, {"shape": (3, 2), "event_dim": 1}),
+    "SelfNormalizedImportance-binary": Fixture(
+        binary_importance,
+        {"logits": torch.tensor([0.3, -0.6]), "energy": Energy(2)},
+        skip=("derivatives",),  # of bits, by their score function
+    ),
+    "ModelMarginal-scalar": Fixture(marginal, {"program": LinearProgram(())}, skip=PROGRAM),
+    "ModelMarginal-scalar-batch": Fixture(
+        marginal, {"program": LinearProgram((2, 3))}, skip=PROGRAM
+    ),
+    "ModelMarginal-vector": Fixture(marginal, {"program": LinearProgram((2,), 1)}, skip=PROGRAM),
+    "ModelMarginal-vector-batch": Fixture(
+        marginal, {"program": LinearProgram((3, 2), 1)}, skip=PROGRAM
+    ),
+    "ModelMarginal-binary": Fixture(
+        marginal,
+        {"program": BinaryProgram()},
+        skip=("derivatives", "vmaps", *PROGRAM),  # vmap draws no bits from given logits
+    ),
 }
 
 # Public names that are no concrete distribution, and why.
 EXEMPT = {
     "AuxiliaryLost": "an exception",
+    "HamiltonianSampler": "a module that makes one",
     "ImportanceSampler": "a module that makes one",
+    "LearnedAcceptRejectSampler": "a module that makes one",
     "StochasticDensity": "abstract",
+    "TruncatedRejectionSampler": "a module that makes one",
+    "leave_one_out": "a gradient",
+    "reparameterized": "a gradient",
+    "stop_gradient": "a gradient",
+    "straight_through": "makes a gradient",
 }

@@ -221,6 +221,107 @@ def test_frozen_gradient_against_finite_differences():
     assert torch.autograd.gradcheck(log_prob, (weight, scale))
 
 
+# Truth: expectations.
+
+
+def expectation_by_quadrature(a, loc, f):
+    """E[f(x)], x one of two candidates, by quadrature over their noise."""
+    noise = dist.Normal(0.0, 1.0).log_prob(GRID).exp()
+    x = loc + GRID
+    log_w = -a * (x - 1) ** 2
+    chosen = (log_w[:, None] - torch.logaddexp(log_w[:, None], log_w)).exp()
+    return integrate(2 * chosen * f(x)[:, None] * noise[:, None] * noise, 2)
+
+
+def moments(x):
+    return torch.stack([x, (2 * x).cos()], -1)
+
+
+def parameters(num=None):
+    values = [torch.tensor(v, dtype=torch.float64) for v in (0.7, 0.2)]
+    return [(v if num is None else v.repeat(num)).requires_grad_() for v in values]
+
+
+def snis_of(a, loc, num_proposals=2, **kwargs):
+    proposal = dist.Normal(loc, 1.0)
+    return SelfNormalizedImportance(proposal, lambda x: a * (x - 1) ** 2, num_proposals, **kwargs)
+
+
+def test_expectation_and_its_gradient_against_quadrature():
+    a, loc = parameters(40_000)
+    d = snis_of(a, loc)
+    seen = d.expectation(moments)
+    assert seen.shape == (40_000, 2)
+    truth = parameters()
+    for i, f in enumerate([lambda x: x, lambda x: (2 * x).cos()]):
+        expected = expectation_by_quadrature(*truth, f)
+        assert_mean(seen[:, i].detach(), expected)
+        gradient = torch.autograd.grad(seen[:, i].sum(), [a, loc], retain_graph=True)
+        expected = torch.autograd.grad(expected, truth)
+        assert_mean(torch.stack(gradient, -1), torch.stack(expected))
+
+
+def test_expectation_has_less_variance_than_a_draw():
+    """So has its gradient: than the score function's, and than path and score of the index."""
+    a, loc = parameters(20_000)
+    d = snis_of(a, loc, 16)
+    x, z = d.sample(), d()
+    mean = d.expectation(torch.sin)
+    assert x.sin().var() > 4 * mean.var()
+    surrogates = [
+        mean,
+        z.sin() + z.sin().detach() * d.score_parts(z).score_function,
+        x.sin() * d.score_parts(x).score_function,
+    ]
+    found = [torch.stack(torch.autograd.grad(s.sum(), [a, loc]), -1) for s in surrogates]
+    for gradient in found[1:]:
+        error = ((gradient.var(0) + found[0].var(0)) / 20_000).sqrt()
+        assert ((gradient.mean(0) - found[0].mean(0)).abs() < 5 * error).all()
+    ratios = torch.stack([gradient.var(0) / found[0].var(0) for gradient in found[1:]])
+    assert (ratios > 2).all(), ratios
+    assert ratios[1, 1] > 50, ratios  # of the location, by scores of all candidates
+
+
+def test_expectation_of_bits_is_enumerated():
+    """Over all three bits that a draw can choose from, with the leave-one-out gradient."""
+    table = torch.tensor([0.4, -1.1], dtype=torch.float64)
+
+    def f(x):
+        return 1.7 * x + 0.3
+
+    def parts(logit, a, bits):
+        log_w = a * table[bits.long()]
+        return dist.Bernoulli(logits=logit).log_prob(bits).sum(), log_w.softmax(0) @ f(bits)
+
+    configurations = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * 3)
+    logit, a = parameters()
+    terms = [parts(logit, a, bits) for bits in configurations]
+    truth = sum(log_p.exp() * mean for log_p, mean in terms)
+    expected = torch.stack(torch.autograd.grad(truth, [logit, a]))
+    total = torch.zeros(2, dtype=torch.float64)
+    for bits in configurations:
+        logit, a = parameters()
+        proposal = dist.Bernoulli(logits=logit)
+        d = SelfNormalizedImportance(
+            proposal,
+            lambda x, a=a: -a * table[x.long()],
+            3,
+            proposal_gradient=lambda pi, shape, bits=bits: (bits, pi.log_prob(bits)),
+        )
+        mean = d.expectation(f)
+        gradient = torch.stack(torch.autograd.grad(mean, [logit, a]))
+        total = total + proposal.log_prob(bits).sum().exp().detach() * gradient
+    torch.testing.assert_close(total, expected, atol=1e-9, rtol=0)
+
+
+def test_expectation_shapes():
+    d = snis_of(*parameters(), 4).expand((3,))
+    assert d.expectation(torch.sin, (5, 2)).shape == (5, 2, 3)
+    assert d.expectation(moments, (5,)).shape == (5, 3, 2)
+    with pytest.raises(ValueError, match="The function returned shape"):
+        d.expectation(torch.sum)
+
+
 @pytest.mark.slow
 def test_maximum_likelihood_learns_two_rings():
     target, net = TwoRings(), EnergyNet(2, (20, 20))

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from fixtures import FIXTURES
 from pyro import poutine
 from pyro.infer import (
     SVI,
@@ -26,8 +27,11 @@ from pyro.infer import (
 from pyro.infer.mcmc import HMC, MCMC, NUTS
 
 from pyro_ext.distributions import AuxiliaryLost, SelfNormalizedImportance, StochasticDensity
-from pyro_ext.infer import MultiSampleELBO
+from pyro_ext.infer import MultiSampleELBO, score
 from pyro_ext.nn import EnergyNet
+from pyro_ext.testing.case import isolated
+from pyro_ext.testing.flyweight import DistributionCase
+from pyro_ext.testing.slope import expect_unbiased
 
 GRID = torch.linspace(-8, 8, 801, dtype=torch.float64)
 STEP = GRID[1] - GRID[0]
@@ -100,18 +104,85 @@ def test_objectives_report_the_quadrature_bound(elbo):
     assert expected < LOG_EVIDENCE
 
 
-@pytest.mark.parametrize("elbo", [Trace_ELBO(), TraceGraph_ELBO()], ids=["trace", "graph"])
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        Trace_ELBO(),
+        Trace_ELBO(num_particles=3, vectorize_particles=True),
+        TraceGraph_ELBO(),
+        MultiSampleELBO(1),
+        MultiSampleELBO(1, gradient=score),
+    ],
+    ids=["trace", "vectorised", "graph", "auto", "score"],
+)
 def test_gradients_as_a_guide_against_quadrature(elbo):
     slope, loc = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.7, 0.3))
     expected = torch.stack(torch.autograd.grad(bound_by_quadrature(slope, loc), [slope, loc]))
     gradients = []
     for _ in range(150):
-        elbo.loss_and_grads(model, guide, 400)
+        loss = elbo.loss_and_grads(model, guide, 400)
+        assert math.isfinite(loss)
         parameters = [pyro.param(name).unconstrained() for name in ("slope", "loc")]
         gradients.append(torch.stack([-p.grad / 400 for p in parameters]))
         for p in parameters:
             p.grad = None
     assert_mean(torch.stack(gradients), expected)
+
+
+def gradients_of_draws(pathwise, num_proposals, num=20_000):
+    """Of the evidence lower bound in slope, location and scale, one for each draw."""
+    slope, loc, scale = (
+        torch.full((num,), v, dtype=torch.float64, requires_grad=True) for v in (0.7, 0.3, 0.9)
+    )
+    energy = lambda z: -slope * torch.sin(2 * z)  # noqa: E731
+    d = SelfNormalizedImportance(dist.Normal(loc, scale), energy, num_proposals)
+    z = d() if pathwise else d.sample()
+    parts = d.score_parts(z)
+    objective = log_joint(z) - parts.log_prob
+    surrogate = objective + objective.detach() * parts.score_function
+    return torch.stack(torch.autograd.grad(surrogate.sum(), [slope, loc, scale]), -1)
+
+
+@pytest.mark.parametrize(("num_proposals", "ratio"), [(2, 2), (16, 5)])
+def test_a_path_beside_the_score_of_the_index_has_less_variance(num_proposals, ratio):
+    both, alone = (gradients_of_draws(pathwise, num_proposals) for pathwise in (True, False))
+    error = ((both.var(0) + alone.var(0)) / len(both)).sqrt()
+    assert ((both.mean(0) - alone.mean(0)).abs() < 5 * error).all()
+    assert alone[:, 1].var() > ratio * both[:, 1].var()  # of the proposal's location
+
+
+def partly_pathwise_surrogate(d, f, shape):
+    """What an objective makes of ``pyro.sample``: the path, and the score of the rest."""
+    x = d(shape)
+    return (f(x) + f(x).detach() * d.score_parts(x).score_function).mean()
+
+
+PARTLY_PATHWISE = [f"SelfNormalizedImportance-{name}" for name in ("scalar-batch", "vector")]
+WRAPPED = {
+    "mask": lambda d: d.expand((2, *d.batch_shape)).mask(True),
+    "to_event": lambda d: d.expand((2, *d.batch_shape)).to_event(1 + len(d.batch_shape)),
+}
+
+
+@pytest.mark.parametrize("name", PARTLY_PATHWISE)
+def test_path_and_score_of_draws_are_unbiased(name):
+    fixture = FIXTURES[name]
+    with isolated():
+        case = DistributionCase(fixture.constructor, fixture.params, None)
+        expect_unbiased(case, partly_pathwise_surrogate)
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_path_and_score_of_wrapped_draws_are_unbiased(wrap):
+    fixture = FIXTURES["SelfNormalizedImportance-vector"]
+
+    def constructor(loc, energy, event_dim=0, validate_args=None):
+        return wrap(fixture.constructor(loc, energy, event_dim, validate_args=validate_args))
+
+    with isolated():
+        case = DistributionCase(constructor, fixture.params, None)
+        assert case.dist(torch.Size([2])).shape == case.dist.shape((2,))
+        expect_unbiased(case, partly_pathwise_surrogate)
 
 
 def test_the_entropy_term_keeps_its_gradient():

@@ -1,0 +1,126 @@
+"""What samplers that choose among draws of a proposal have in common."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+def check_proposal(owner: str, proposal: Any, function: Any, role: str = "energy") -> None:
+    """Refuses what is no distribution, no callable, or what disagrees about the event shape."""
+    if not isinstance(proposal, Distribution) or not callable(function):
+        raise ValueError(
+            f"{owner} takes a distribution as proposal and a callable as {role}, got "
+            f"{proposal!r} and {function!r}."
+        )
+    declared = getattr(function, "event_shape", None)
+    declared = proposal.event_shape if declared is None else declared
+    declared = torch.Size([declared] if isinstance(declared, int) else declared)
+    if declared != proposal.event_shape:
+        raise ValueError(
+            f"The {role} is defined on events of shape {tuple(declared)}, but the proposal "
+            f"{proposal} draws events of shape {tuple(proposal.event_shape)}. Make them agree; "
+            "proposal.to_event(n) turns batch dimensions into event dimensions."
+        )
+
+
+def evaluate(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    event_shape: torch.Size,
+    batch_shape: torch.Size,
+    role: str = "energy",
+    finite: bool | None = False,
+) -> Tensor:
+    """Evaluates an energy or a logit, and refuses results of a wrong kind or shape.
+
+    Args:
+        function: maps ``(..., *event_shape)`` to ``(...)`` or ``(..., *batch_shape)``.
+        x: the values.
+        event_shape: of the values.
+        batch_shape: that the result may depend on.
+        role: what the messages call it.
+        finite: whether to look for numbers that are not finite.
+    """
+    result = _call(function, x, event_shape, role)
+    expected = x.shape[: x.dim() - len(event_shape)]
+    if result.shape not in (expected, torch.broadcast_shapes(expected, batch_shape)):
+        raise ValueError(
+            f"The {role} returned shape {tuple(result.shape)} for values of shape "
+            f"{tuple(x.shape)}, expected {tuple(expected)}: it maps (..., *event_shape) to "
+            f"(...) with event_shape {tuple(event_shape)}. Sum or squeeze its output, or "
+            "let proposal.to_event(n) turn the proposal's last dimensions into its event."
+        )
+    if finite and not torch._is_all_true(torch.isfinite(result)):
+        bad = (~torch.isfinite(result)).sum().item()
+        raise ValueError(
+            f"The {role} is not finite at {bad} of {result.numel()} values. Bound the {role}, "
+            "lower the learning rate, or keep forbidden values out of the proposal's support."
+        )
+    return result
+
+
+def _call(
+    function: Callable[[Tensor], Tensor], x: Tensor, event_shape: torch.Size, role: str
+) -> Tensor:
+    try:
+        result = function(x)
+    except RuntimeError as error:
+        if re.search("shape|size", str(error)) is None:
+            raise
+        raise ValueError(
+            f"The {role} cannot score values of shape {tuple(x.shape)} with event shape "
+            f"{tuple(event_shape)}: {error}. It must accept the proposal's events, and any "
+            "dimensions to the left of them."
+        ) from error
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        kind = result.dtype if isinstance(result, Tensor) else type(result)
+        raise ValueError(f"The {role} must return a tensor of floating-point numbers, got {kind}.")
+    return result
+
+
+def refuse_biased_gradient(proposal: Distribution, values: Tensor) -> None:
+    """Raises if the distribution of draws without a path depends on trainable parameters."""
+    if torch.is_grad_enabled() and proposal.log_prob(values).requires_grad:
+        raise ValueError(
+            f"The proposal {proposal} has trainable parameters but no reparameterised samples, so "
+            "the gradient of the bound with respect to them would be biased. Detach them, use a "
+            "proposal with rsample, or evaluate under torch.no_grad(); SelfNormalizedImportance "
+            "also takes proposal_gradient=leave_one_out."
+        )
+
+
+def draw_candidates(proposal: Distribution, sample_shape: torch.Size) -> Tensor:
+    """Draws with a path, or without one if no gradient is lost."""
+    if proposal.has_rsample:
+        return proposal.rsample(sample_shape)
+    candidates = proposal.sample(sample_shape)
+    refuse_biased_gradient(proposal, candidates)
+    return candidates
+
+
+def padded_batch(proposal: Distribution, batch_shape: torch.Size) -> torch.Size:
+    """The proposal's batch shape with a dimension for each of another, so that both line up."""
+    missing = len(batch_shape) - len(proposal.batch_shape)
+    return torch.Size((1,) * missing) + proposal.batch_shape
+
+
+def choose(candidates: Tensor, index: Tensor) -> Tensor:
+    """The candidate of ``(K, *batch, *event)`` at ``index (*batch)``."""
+    index = index.reshape((1, *index.shape) + (1,) * (candidates.dim() - index.dim() - 1))
+    return candidates.gather(0, index.expand(1, *candidates.shape[1:])).squeeze(0)
+
+
+def others(rows: Tensor, index: Tensor) -> Tensor:
+    """The rows of ``(K, *batch)`` but the one at ``index (*batch)``, ``(K - 1, *batch)``."""
+    places = torch.arange(len(rows) - 1, device=rows.device).reshape(-1, *(1,) * index.dim())
+    return rows.gather(0, places + (places >= index).to(places.dtype))
+
+
+def align(rows: Tensor, batch_dim: int, num_rows: int = 1) -> Tensor:
+    """Inserts dimensions so that ``(*rows, *shared)`` broadcasts against ``(*batch)``."""
+    missing = batch_dim - (rows.dim() - num_rows)
+    return rows.reshape(rows.shape[:num_rows] + (1,) * missing + rows.shape[num_rows:])
