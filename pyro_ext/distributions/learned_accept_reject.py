@@ -42,7 +42,8 @@ class LearnedAcceptReject(StochasticDensity):
 
     Args:
         proposal: :math:`\pi`, as in :class:`TruncatedRejection`; the same one at each call.
-        logit: maps ``(..., *event_shape)`` to ``(...)``, as in :class:`TruncatedRejection`.
+        logit: maps ``(..., *event_shape)`` to ``(...)`` or, if the proposal has a batch that it
+            depends on, to ``(..., *batch_shape)``, as in :class:`TruncatedRejection`.
         num_tries: :math:`T \ge 1`, the candidates per draw.
         normalizer: remembers :math:`\bar Z`. Its mode, not the logit's, tells training from
             evaluation; a module that owns both keeps them in step.
@@ -54,8 +55,8 @@ class LearnedAcceptReject(StochasticDensity):
         density_kind: ``"estimate"`` until the normaliser is estimated, then ``"exact"``.
 
     Shape:
-        ``batch_shape`` and ``event_shape`` are the proposal's. The normaliser has the batch shape
-        of the proposal and the logit.
+        ``batch_shape`` and ``event_shape`` are the proposal's, and so is the normaliser's batch
+        shape.
 
     Raises:
         ValueError: if a count is less than one; if the event shapes of logit and proposal
@@ -151,7 +152,7 @@ class LearnedAcceptReject(StochasticDensity):
                 "The normaliser is in training mode, where the next update would overwrite the "
                 "estimate. Call eval() on it, or on the module that owns it, first."
             )
-        estimate = self._expanded.estimate_normalizer(num, chunk)
+        estimate = self.rejection.estimate_normalizer(num, chunk)
         estimate = NormalizerEstimate(*(self._trim(part) for part in estimate))
         self.normalizer.store(*estimate, num)
         return estimate
@@ -167,7 +168,7 @@ class LearnedAcceptReject(StochasticDensity):
         if not self.normalizer.training:
             return self.normalizer.value
         shape = torch.Size([num * self.num_proposals])
-        current = self._trim(self._expanded.acceptances(shape).mean(0))
+        current = self._trim(self.rejection.acceptances(shape).mean(0))
         return self.normalizer(current) if self._seed is None else self.normalizer.smooth(current)
 
     def log_weights(self, value: Tensor, auxiliaries: Tensor | None) -> Tensor:
@@ -188,6 +189,12 @@ class LearnedAcceptReject(StochasticDensity):
             )
         log_prob = self.log_prob(value)
         return ScoreParts(log_prob, log_prob, torch.zeros_like(log_prob))
+
+    def tight(self, num: int):
+        """A copy whose estimates average ``num`` sets of proposals."""
+        new = super().tight(num)
+        new.rejection = self.rejection.tight(num)
+        return new
 
     def frozen(self, seed: int):
         """A copy that always uses the same proposals and remembers nothing."""
@@ -218,3 +225,11 @@ class LearnedAcceptReject(StochasticDensity):
     @property
     def _expanded(self) -> TruncatedRejection:
         return self.rejection.expand(self.batch_shape)
+
+    def __repr__(self):
+        return (
+            f"LearnedAcceptReject({self.proposal}, {self.logit}, num_tries={self.num_tries}, "
+            f"normalizer={self.normalizer}, num_proposals={self.num_proposals})"
+            + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
+            + ("" if self._seed is None else f".frozen({self._seed})")
+        )

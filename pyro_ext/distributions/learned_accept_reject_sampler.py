@@ -28,7 +28,7 @@ class LearnedAcceptRejectSampler(nn.Module):
         num_tries: :math:`T \ge 1`, candidates per draw.
         num_proposals: fresh proposals per evaluation in training.
         decay: of the moving average, :math:`\delta \in [0, 1)`.
-        batch_shape: of the proposal and the logit.
+        batch_shape: of the proposal.
 
     Shape:
         Batch and event shape of the result are those of the proposal.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_ext.distributions.wrappers import density_kind
+
 
 def check_proposal(owner: str, proposal: Any, function: Any, role: str = "energy") -> None:
     """Refuses what is no distribution, no callable, or what disagrees about the event shape."""
@@ -25,6 +27,11 @@ def check_proposal(owner: str, proposal: Any, function: Any, role: str = "energy
             f"{proposal} draws events of shape {tuple(proposal.event_shape)}. Make them agree; "
             "proposal.to_event(n) turns batch dimensions into event dimensions."
         )
+
+
+def tightened(proposal: Any, num: int) -> Any:
+    """A proposal whose density, if it is stochastic, averages ``num`` weights."""
+    return proposal if density_kind(proposal) == "exact" else proposal.tight(num)
 
 
 def evaluate(

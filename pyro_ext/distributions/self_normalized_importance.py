@@ -257,6 +257,12 @@ class SelfNormalizedImportance(StochasticDensity):
             )
         return super().score_parts(value)
 
+    def tight(self, num: int):
+        """A copy whose bounds average ``num`` weights, and so do those of a random proposal."""
+        new = super().tight(num)
+        new.proposal = parts.tightened(self.proposal, num)
+        return new
+
     def frozen(self, seed: int):
         """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""
         new = super().frozen(seed)

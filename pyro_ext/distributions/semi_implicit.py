@@ -190,9 +190,9 @@ class SemiImplicit(StochasticDensity):
         mixing = self.mixing
         with torch.no_grad():
             probe = _exact(self.conditional(mixing.sample()), "conditional")
-            batch_shape = torch.broadcast_shapes(mixing.batch_shape, probe.batch_shape)
-            if batch_shape == mixing.batch_shape:
+            if probe.batch_shape == mixing.batch_shape:
                 return probe
+            batch_shape = torch.broadcast_shapes(mixing.batch_shape, probe.batch_shape)
             return self._given(mixing.expand(batch_shape).sample())
 
     def _given(self, psi: Tensor) -> Any:

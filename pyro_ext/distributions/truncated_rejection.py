@@ -15,6 +15,7 @@ from pyro_ext.distributions.proposals import (
     draw_candidates,
     evaluate,
     padded_batch,
+    tightened,
 )
 from pyro_ext.distributions.rejection import (
     NormalizerEstimate,
@@ -244,6 +245,12 @@ class TruncatedRejection(StochasticDensity):
                 "reverse_logit, whose bounds are looser anyway."
             )
         return super().score_parts(value)
+
+    def tight(self, num: int):
+        """A copy whose bounds average ``num`` weights, and so do those of a random proposal."""
+        new = super().tight(num)
+        new.proposal = tightened(self.proposal, num)
+        return new
 
     def frozen(self, seed: int):
         """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""

@@ -61,8 +61,8 @@ class Drawn(Delta):
     def score_parts(self, x: Tensor) -> ScoreParts:
         """The score, and nothing else."""
         score: Any = self.score
-        zero: Any = 0.0
-        return ScoreParts(self.log_prob(x), score, zero)
+        zero = self.log_prob(x)
+        return ScoreParts(zero, score, zero)
 
 
 class Weighed(Delta):

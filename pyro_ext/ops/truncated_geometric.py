@@ -55,9 +55,9 @@ def mean_rejection_sum(rejects: Tensor) -> Tensor:
 
     .. math:: \frac1n \sum_{s=0}^{n-1} \sum_{i=0}^{n-1} \prod_{j=1}^{i} b_{(s + j) \bmod n}
 
-    Windows are put together from windows of half their length, so that there are only positive
-    terms, :math:`O(n \log n)` of them, and the rounding error grows like :math:`\log n`. Products
-    may underflow: they stand beside a one.
+    A window is put together from two of half its length, and one more term if that is odd, so
+    that there are only positive terms, :math:`O(n \log n)` of them, and the rounding error grows
+    like :math:`\log n`. Products may underflow: they stand beside a one.
 
     Args:
         rejects: probabilities of rejection :math:`b_j \in [0, 1]`, the candidates leftmost.
@@ -69,17 +69,16 @@ def mean_rejection_sum(rejects: Tensor) -> Tensor:
         >>> mean_rejection_sum(torch.tensor([0.5, 0.25]))
         tensor(1.3750)
     """
-    total, product, length = torch.zeros_like(rejects), torch.ones_like(rejects), 0
-    part, factor, width = torch.ones_like(rejects), rejects, 1
-    while length < len(rejects):
-        if len(rejects) & width:
-            total = total + product * part.roll(-length, 0)
-            product = product * factor.roll(-length, 0)
-            length += width
-        if length < len(rejects):
-            part = part + factor * part.roll(-width, 0)
-            factor = factor * factor.roll(-width, 0)
-            width *= 2
+    length = 1
+    total, product = torch.ones_like(rejects), rejects  # windows of one
+    for bit in bin(len(rejects))[3:]:
+        total = total + product * total.roll(-length, 0)
+        product = product * product.roll(-length, 0)
+        length *= 2
+        if bit == "1":
+            total = 1 + rejects * total.roll(-1, 0)
+            product = rejects * product.roll(-1, 0)
+            length += 1
     return total.mean(0)
 
 

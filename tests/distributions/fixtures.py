@@ -85,7 +85,7 @@ def rejection(
     return TruncatedRejection(
         normal(loc, event_dim, validate_args),
         logit,
-        num_tries=5,
+        num_tries=3,
         share_proposals=share_proposals,
         reverse_logit=reverse_logit,
         validate_args=validate_args,

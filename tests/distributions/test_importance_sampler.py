@@ -34,7 +34,7 @@ def test_copies_state_and_dtype(copier):
     other = ImportanceSampler(EnergyNet(2, (8,)), 7)
     other.load_state_dict(sampler.state_dict())
     assert torch.equal(other(normal()).frozen(0).log_prob(x), expected)
-    assert list(sampler.state_dict())[0].startswith("energy.")
+    assert next(iter(sampler.state_dict())).startswith("energy.")
 
 
 def test_a_likelihood_whose_proposal_is_the_decoder_s():

@@ -23,6 +23,7 @@ from pyro_ext.distributions import (
     ModelMarginal,
     SelfNormalizedImportance,
     StochasticDensity,
+    TruncatedRejection,
     leave_one_out,
     stop_gradient,
 )
@@ -746,3 +747,23 @@ def test_on_a_gpu_it_stays_there():
     assert x.device == upper.device == d.log_prob(x).device == loc.device
     d.log_prob(x).sum().backward()
     assert loc.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "reshape",
+    [
+        lambda p: SelfNormalizedImportance(p, torch.zeros_like, 1),
+        lambda p: SelfNormalizedImportance(p, torch.zeros_like, 4),
+        lambda p: TruncatedRejection(p, torch.zeros_like, 4),
+        lambda p: TruncatedRejection(p, torch.zeros_like, 4, normalizer=0.5),
+    ],
+    ids=["snis of one", "snis", "trs", "trs with a normalizer"],
+)
+def test_tight_tightens_the_proposal_too(reshape):
+    # a constant energy changes nothing, so that the proposal's density is left
+    x = torch.full((100,), 1.5, dtype=torch.float64)
+    d = reshape(ModelMarginal(scalar_model, lambda x: pyro.sample("z", dist.Normal(0 * x, 1.0))))
+    assert d.density_kind == "lower"
+    tight = d.tight(2000).log_prob(x)
+    assert tight.mean().item() == pytest.approx(SCALAR.log_prob(x[0]).item(), abs=0.05)
+    assert d.log_prob(x).mean() < tight.mean() - 0.2

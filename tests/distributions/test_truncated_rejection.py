@@ -225,9 +225,9 @@ def test_a_constant_logit_is_the_proposal(num_tries, constant):
 def test_density_estimate_is_unbiased(num_tries):
     expected = exact_log_prob(POINTS, num_tries).exp()
     unshared = trs(num_tries, share_proposals=False)
-    assert_mean(unshared.log_prob(POINTS.expand(20_000, 4)).exp(), expected)
+    assert_mean(unshared.log_prob(POINTS.expand(8_000, 4)).exp(), expected)
     shared = trs(num_tries)
-    assert_mean(torch.stack([shared.log_prob(POINTS).exp() for _ in range(2_000)]), expected)
+    assert_mean(torch.stack([shared.log_prob(POINTS).exp() for _ in range(300)]), expected)
 
 
 @pytest.mark.parametrize("num_tries", [2, 20])
@@ -243,11 +243,11 @@ def test_sandwich_of_the_entropy(num_tries, num):
     log_prob = exact_log_prob(GRID, num_tries)
     negative_entropy = integrate(log_prob.exp() * log_prob)
     d = trs(num_tries, share_proposals=False).tight(num)
-    x, upper = d.sample_and_log_prob((50_000,))
+    x, upper = d.sample_and_log_prob((20_000,))
     lower, exact = d.log_prob(x), exact_log_prob(x, num_tries)
     assert_mean(exact, negative_entropy)
     for gap in (exact - lower, upper - exact):
-        assert gap.mean() - 5 * gap.std() / 50_000**0.5 > 0
+        assert gap.mean() - 5 * gap.std() / 20_000**0.5 > 0
     inside = (x > 0.2) & (x < 1.4)
     assert_mean(inside * (-upper).exp(), 1.2)  # E_x E[h(x) / W | x] is the integral of h
 
@@ -315,7 +315,7 @@ def logit_of(rate):
 def test_guessed_index_is_the_papers_bound(num_tries, rate):
     expected = paper_bound(POINTS, num_tries, rate)
     d = trs(num_tries, reverse_logit=logit_of(rate), share_proposals=False)
-    assert_mean(d.log_prob(POINTS.expand(10_000, 4)), expected)
+    assert_mean(d.log_prob(POINTS.expand(3_000, 4)), expected)
     assert (expected < exact_log_prob(POINTS, num_tries)).all()
 
 
@@ -350,11 +350,11 @@ def test_the_default_is_tighter_draw_by_draw(num_tries, reverse_logit):
 
 def test_gaps_at_two_hundred_tries():
     exact = exact_log_prob(POINTS, 200)
-    ours = trs(200, share_proposals=False).log_prob(POINTS.expand(10_000, 4)).mean(0)
+    ours = trs(200, share_proposals=False).log_prob(POINTS.expand(4_000, 4)).mean(0)
     paper = paper_bound(POINTS, 200, PAPER_RATE)
     torch.testing.assert_close(exact - paper, torch.full_like(exact, 0.11756), atol=1e-5, rtol=0)
-    # 0.0004 on average; standard error of the mean 0.0003
-    assert (exact - ours < 0.002).all()
+    # 0.0004 on average; standard error of the mean 0.0004
+    assert (exact - ours < 0.003).all()
 
 
 def test_a_guessed_index_never_reaches_the_density():
@@ -408,7 +408,7 @@ def test_gradients_of_the_lower_bound_against_quadrature(share):
         d = TruncatedRejection(dist.Normal(loc, 1.0), parabola(a), 2, share)
         return torch.stack(torch.autograd.grad(d.log_prob(x), [a, loc]))
 
-    assert_mean(torch.stack([draw() for _ in range(2_000)]), expected)
+    assert_mean(torch.stack([draw() for _ in range(500)]), expected)
 
 
 @pytest.mark.parametrize("num_tries", [2, 4])
@@ -422,13 +422,14 @@ def test_gradient_of_a_mean_over_draws_against_quadrature(pathwise, num_tries):
     def draw():
         a, loc = parameters()
         d = TruncatedRejection(dist.Normal(loc, 1.0), parabola(a), num_tries)
-        x = d((200,)) if pathwise else d.sample((200,))
+        x = d((1_000,)) if pathwise else d.sample((1_000,))
         assert x.requires_grad == pathwise
         value = (2 * x).sin()
         surrogate = value + value.detach() * d.score_parts(x).score_function
         return torch.stack(torch.autograd.grad(surrogate.mean(), [a, loc]))
 
-    assert_mean(torch.stack([draw() for _ in range(500)]), expected)
+    # 5 standard errors of 100 means: false-alarm probability 3e-6
+    assert_mean(torch.stack([draw() for _ in range(100)]), expected)
 
 
 @pytest.mark.parametrize("reverse_logit", [None, 0.4])
@@ -533,10 +534,10 @@ def test_logit_may_depend_on_the_batch_of_an_expanded_proposal(share, batch):
     exact = torch.stack([exact_log_prob(x, 6, lambda x, c=c: bell(x - c)) for c in context])
     for value in (x, x.expand(batch), x.expand(3, batch), x.expand(3, 1)):
         assert d.log_prob(value).shape == torch.broadcast_shapes(value.shape, (batch,))
-    assert_mean(torch.stack([d.log_prob(x).exp() for _ in range(2_000)]), exact.exp())
-    torch.testing.assert_close(d.tight(20_000).frozen(0).log_prob(x), exact, atol=0.05, rtol=0)
+    assert_mean(torch.stack([d.log_prob(x).exp() for _ in range(300)]), exact.exp())
+    torch.testing.assert_close(d.tight(5_000).frozen(0).log_prob(x), exact, atol=0.05, rtol=0)
     assert d.sample_and_log_prob((7,))[1].shape == (7, batch)
-    rate = d.estimate_normalizer(200_000).value
+    rate = d.estimate_normalizer(100_000).value
     assert rate.shape == (batch,)
     known = TruncatedRejection(
         PROPOSAL.expand((batch,)), lambda x: bell(x - context), 6, normalizer=rate
