@@ -78,5 +78,5 @@ def log_index(logit: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """
     tries = torch.arange(len(logit), device=logit.device).reshape(-1, *(1,) * index.dim())
     log_rejected = logsigmoid(-logit).where(tries < index, 0.0).sum(0)
-    log_accept = logsigmoid(choose(logit, index)).where(index < len(logit), 0.0)
+    log_accept = logsigmoid(choose(logit, index)).where(index < len(logit) - 1, 0.0)
     return log_rejected, log_rejected + log_accept

@@ -6,6 +6,7 @@ Statistical assertions use 5 standard errors, a false-alarm probability of 6e-7 
 import copy
 import math
 import pickle
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -141,8 +142,8 @@ def test_the_bound_rises_with_fresh_noise_below_the_evidence():
             with torch.no_grad():
                 draws = textbook(guide, num_fresh, 20_000)
             bounds.append((draws.mean(), draws.var() / len(draws)))
-        errors = [(a[1] + b[1]).sqrt() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-        rises = [b[0] - a[0] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        errors = [(a[1] + b[1]).sqrt() for a, b in pairwise(bounds)]
+        rises = [b[0] - a[0] for a, b in pairwise(bounds)]
         assert all(rise > -5 * error for rise, error in zip(rises, errors, strict=True))
         assert rises[0] > 5 * errors[0]
         assert bounds[-1][0] < log_evidence
