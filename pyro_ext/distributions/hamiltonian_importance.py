@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
@@ -20,6 +19,7 @@ from pyro_ext.distributions.hamiltonian_checks import (
     check_potential,
     check_shape,
 )
+from pyro_ext.distributions.proposals import align, refuse_bound
 from pyro_ext.distributions.stochastic_density import StochasticDensity
 from pyro_ext.distributions.wrappers import density_kind
 from pyro_ext.ops.counts import count
@@ -189,7 +189,7 @@ class HamiltonianImportance(StochasticDensity):
     def draw_auxiliaries(self, value: Tensor, num: int) -> _Path:
         """Draws ``num`` momenta that values may have arrived with."""
         value = value.expand(self._batch_of(value) + self.event_shape)
-        noise = torch.randn(num, *value.shape, dtype=value.dtype, device=value.device)
+        noise = self._noise(value, num)
         log_q = self._sum(noise.square()) / -2
         if self.momentum_net is None:
             return _Path(noise, log_q)
@@ -205,7 +205,12 @@ class HamiltonianImportance(StochasticDensity):
         return self._log_start(*start) - log_reverse
 
     def score_function(self, auxiliaries: _Path) -> Tensor | float:
-        """Log density, up to a constant, of where the path starts, or of all that was drawn."""
+        """Log density, up to a constant, of where the path starts, or of all that was drawn.
+
+        Raises:
+            NotImplementedError: if the base distribution is itself a stochastic density.
+        """
+        refuse_bound(self, self.base_dist, "base distribution")
         _, _, start, value = auxiliaries
         if value is not None:
             start = start or self._retrace(value, auxiliaries.momentum)
@@ -214,27 +219,18 @@ class HamiltonianImportance(StochasticDensity):
             return 0.0
         return self.base_dist.log_prob(start[0]).squeeze(0)
 
-    def score_parts(self, value: Tensor) -> ScoreParts:
-        """Stochastic upper bound, from the momentum that ``value`` arrived with.
-
-        Raises:
-            AuxiliaryLost: if this instance did not sample this very tensor.
-            NotImplementedError: if the base distribution is itself a stochastic density.
-        """
-        if density_kind(self.base_dist) != "exact":
-            raise NotImplementedError(
-                f"A guide needs an upper bound, but the base distribution "
-                f"{type(self.base_dist).__name__} of this HamiltonianImportance only has a lower "
-                "bound. Use a base distribution with an exact density on the guide's side."
-            )
-        return super().score_parts(value)
-
     def frozen(self, seed: int):
         """A copy whose ``log_prob`` is a deterministic function; freezes a random base too."""
         new = super().frozen(seed)
         if density_kind(self.base_dist) != "exact":
-            new.base_dist = self.base_dist.frozen(seed)  # type: ignore[attr-defined]
+            new.base_dist = self.base_dist.frozen(seed + 1)  # type: ignore[attr-defined]
         return new
+
+    def _noise(self, value: Tensor, num: int) -> Tensor:
+        """A noise for each value; if frozen, one for all values of a batch element."""
+        own = value.shape if self._seed is None else self.base_dist.batch_shape + self.event_shape
+        noise = torch.randn(num, *own, dtype=value.dtype, device=value.device)
+        return align(noise, value.dim()).expand(num, *value.shape)
 
     def _retrace(self, value: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
         value = value.expand(self._batch_of(value) + self.event_shape)

@@ -98,9 +98,7 @@ class ModelMarginal(StochasticDensity):
         fn = sites[site].fn
         self._support = fn.support
         self._own_batch_shape = fn.batch_shape
-        self._numbers = sum(s.value.numel() for s in sites.values()) / max(
-            1, fn.batch_shape.numel()
-        )
+        self._numbers = sum(s.value.numel() for s in sites.values())
         self.has_rsample = all(s.fn.has_rsample for s in sites.values())
         self._has_paths = any(_has_path(s.fn) for s in sites.values())
         super().__init__(fn.batch_shape, fn.event_shape, validate_args=validate_args)
@@ -120,7 +118,8 @@ class ModelMarginal(StochasticDensity):
     @property
     def draw_size(self) -> int:
         """Numbers of the site and its latents."""
-        return self._numbers * self.batch_shape.numel()
+        copies = self.batch_shape.numel() // max(1, self._own_batch_shape.numel())
+        return self._numbers * copies
 
     @staticmethod
     def infer_shapes(**arg_shapes):
@@ -131,7 +130,8 @@ class ModelMarginal(StochasticDensity):
         """Runs the model once, with the sample shape on the left."""
         shape = sample_shape + self.batch_shape
         sites = run(self.model, batch_shape=shape, pathwise=pathwise)
-        return sites[self.site].value, _Latents(sites, True)
+        value = sites[self.site].value
+        return value.view_as(value), _Latents(sites, True)  # which must not hold what it is kept by
 
     def draw_conditional(self, sample_shape: torch.Size) -> Distribution:
         """The distribution of the site given latents that the model draws."""

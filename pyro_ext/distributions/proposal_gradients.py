@@ -138,16 +138,27 @@ def leave_one_out(proposal: Distribution, sample_shape: torch.Size) -> Candidate
     """
     if not torch.is_grad_enabled():
         return proposal.sample(sample_shape), None
-    if isinstance(proposal, StochasticDensity):
-        candidates, auxiliaries = proposal.simulate(sample_shape, pathwise=True)
-        score: Any = proposal.score_function(auxiliaries)
-    elif density_kind(proposal) != "exact":
-        candidates = proposal(sample_shape)  # type: ignore[operator]
-        score = proposal.score_parts(candidates).score_function  # type: ignore[attr-defined]
-    else:
-        candidates = proposal.sample(sample_shape)
-        score = proposal.log_prob(candidates)
+    candidates, score = _draw_and_score(proposal, sample_shape)
     return candidates, score if isinstance(score, Tensor) and score.requires_grad else None
+
+
+def _draw_and_score(proposal: Any, sample_shape: torch.Size) -> tuple[Tensor, Any]:
+    """Candidates, with paths if their density is a bound, and what is owed for the rest."""
+    kind = density_kind(proposal)
+    if kind == "exact":
+        candidates = proposal.sample(sample_shape)
+        return candidates, proposal.log_prob(candidates)
+    if kind == "estimate":
+        raise ValueError(
+            f"leave_one_out needs the density of candidates, but {proposal} only has an estimate "
+            "that bounds nothing. Use TruncatedRejection, or estimate the normaliser first."
+        )
+    if isinstance(proposal, StochasticDensity):
+        has_path = proposal.has_rsample or proposal.is_partly_pathwise
+        candidates, auxiliaries = proposal.simulate(sample_shape, pathwise=has_path)
+        return candidates, proposal.score_function(auxiliaries)
+    candidates = proposal(sample_shape)
+    return candidates, proposal.score_parts(candidates).score_function
 
 
 def _straight_through(

@@ -54,7 +54,7 @@ def evaluate(
     """
     result = _call(function, x, event_shape, role)
     expected = x.shape[: x.dim() - len(event_shape)]
-    if result.shape not in (expected, torch.broadcast_shapes(expected, batch_shape)):
+    if result.shape != expected and result.shape != torch.broadcast_shapes(expected, batch_shape):
         raise ValueError(
             f"The {role} returned shape {tuple(result.shape)} for values of shape "
             f"{tuple(x.shape)}, expected {tuple(expected)}: it maps (..., *event_shape) to "
@@ -97,6 +97,16 @@ def refuse_biased_gradient(proposal: Distribution, values: Tensor) -> None:
             "the gradient of the bound with respect to them would be biased. Detach them, use a "
             "proposal with rsample, or evaluate under torch.no_grad(); SelfNormalizedImportance "
             "also takes proposal_gradient=leave_one_out."
+        )
+
+
+def refuse_bound(owner: Distribution, proposal: Distribution, role: str) -> None:
+    """Raises if the density of draws has no more than a lower bound."""
+    if density_kind(proposal) != "exact":
+        raise NotImplementedError(
+            f"The draws of this {type(owner).__name__} shall be scored, by an upper bound as in a "
+            f"guide or by leave_one_out, but its {role} {type(proposal).__name__} only has a lower "
+            f"bound. Use a {role} with an exact density."
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import Categorical, Distribution, constraints
+from torch.nn.functional import logsigmoid
 
 from pyro_ext.distributions import proposals as parts
 from pyro_ext.distributions.proposal_gradients import (
@@ -191,15 +192,19 @@ class SelfNormalizedImportance(StochasticDensity):
             return log_pi.unsqueeze(0)
         value = value.expand(self._batch_of(value, self._shared_batch) + self.event_shape)
         log_w = self._log_weight(value)  # (*batch)
-        ratio = parts.align(auxiliaries.log_sum, log_w.dim()) - log_w  # (num, *batch)
-        log_total = torch.logaddexp(torch.zeros_like(ratio), ratio)
+        log_share = logsigmoid(log_w - parts.align(auxiliaries.log_sum, log_w.dim()))
         if auxiliaries.log_w is not None and auxiliaries.score is not None:
             fresh = (auxiliaries.log_w, auxiliaries.score)
             log_pi = log_pi + scored(log_w, *(parts.align(x, log_w.dim(), 2) for x in fresh))
-        return log_pi - log_total + math.log(self.num_proposals)
+        return log_pi + log_share + math.log(self.num_proposals)  # (num, *batch)
 
     def score_function(self, auxiliaries: _Others) -> Tensor | float:
-        """Log density of the index, and of candidates without a path, up to a constant."""
+        """Log density of the index, and of candidates without a path, up to a constant.
+
+        Raises:
+            NotImplementedError: if the proposal is itself a stochastic density.
+        """
+        parts.refuse_bound(self, self.proposal, "proposal")
         return auxiliaries.log_q
 
     def expectation(
@@ -248,12 +253,6 @@ class SelfNormalizedImportance(StochasticDensity):
             raise NotImplementedError(
                 "A tight upper bound has no leave_one_out gradient. On the guide's side leave out "
                 "tight(num), take another proposal_gradient, or evaluate under torch.no_grad()."
-            )
-        if self._proposal_kind != "exact":
-            raise NotImplementedError(
-                f"A guide needs an upper bound, but the proposal {type(self.proposal).__name__} of "
-                "this SelfNormalizedImportance only has a lower bound for a candidate. "
-                "Use a proposal with an exact density on the guide's side."
             )
         return super().score_parts(value)
 

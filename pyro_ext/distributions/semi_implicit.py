@@ -149,7 +149,7 @@ class SemiImplicit(StochasticDensity):
         log_q: Any = 0.0
         if torch.is_grad_enabled() and not (pathwise and mixing.has_rsample):
             log_q = mixing.log_prob(psi)
-        if torch.is_grad_enabled() and not pathwise:
+        if torch.is_grad_enabled() and not (pathwise and given.has_rsample):
             log_q = log_q + given.log_prob(value)
         one = given.expand(torch.Size((1, *given.batch_shape)))
         return value, _Mixed(psi.unsqueeze(0), one, log_q=log_q)

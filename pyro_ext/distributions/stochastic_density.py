@@ -3,7 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -191,12 +191,10 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
             self._check_caller(value)
         if self._validate_args:
             self._validate_sample(value)
-        if self._seed is None:
+        with nullcontext() if self._seed is None else _seeded(self._seed, value.device):
             auxiliaries = self.draw_auxiliaries(value, self._num_weights)
-        else:
-            with _seeded(self._seed, value.device):
-                auxiliaries = self.draw_auxiliaries(value, self._num_weights)
-        return self._bound(value, self.log_weights(value, auxiliaries))
+            log_w = self.log_weights(value, auxiliaries)
+        return self._bound(value, log_w)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         r"""Stochastic upper bound on :math:`\log p(x)`, from the auxiliaries that made ``value``.
@@ -231,8 +229,10 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
     def frozen(self, seed: int):
         """A copy whose ``log_prob`` is a deterministic function: same noise at each evaluation.
 
-        For NUTS, plots, optimisers with line search. Sampling stays random, and the global random
-        state is left alone. Under ``torch.func.vmap`` pass ``randomness="same"``.
+        For NUTS, plots, optimisers with line search. The noise is the same for all values of a
+        batch element where a sampler's auxiliaries do not depend on the value; else it goes by
+        their place in the batch. Sampling stays random, and the global random state is left
+        alone. Under ``torch.func.vmap`` pass ``randomness="same"``.
         """
         new = copy.copy(self)
         new._seed = int(seed)

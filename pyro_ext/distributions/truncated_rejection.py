@@ -15,6 +15,7 @@ from pyro_ext.distributions.proposals import (
     draw_candidates,
     evaluate,
     padded_batch,
+    refuse_bound,
     tightened,
 )
 from pyro_ext.distributions.rejection import (
@@ -218,7 +219,12 @@ class TruncatedRejection(StochasticDensity):
         return self.proposal.log_prob(value) + log_ratio
 
     def score_function(self, auxiliaries: Auxiliaries) -> Tensor | float:
-        """Log density of candidates and index, up to a constant."""
+        """Log density of candidates and index, up to a constant.
+
+        Raises:
+            NotImplementedError: if the proposal is itself a stochastic density.
+        """
+        refuse_bound(self, self.proposal, "proposal")
         return auxiliaries.log_q
 
     def score_parts(self, value: Tensor) -> ScoreParts:
@@ -229,12 +235,7 @@ class TruncatedRejection(StochasticDensity):
             NotImplementedError: if the proposal is itself a stochastic density, or if the index
                 is guessed and several weights are asked for.
         """
-        if density_kind(self.proposal) != "exact":
-            raise NotImplementedError(
-                f"A guide needs an upper bound, but the proposal {type(self.proposal).__name__} of "
-                "this TruncatedRejection only has a lower bound for a candidate. "
-                "Use a proposal with an exact density on the guide's side."
-            )
+        refuse_bound(self, self.proposal, "proposal")
         if self._is_closed:
             log_prob = self.log_prob(value)
             return ScoreParts(log_prob, log_prob, torch.zeros_like(log_prob))
@@ -256,7 +257,7 @@ class TruncatedRejection(StochasticDensity):
         """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""
         new = super().frozen(seed)
         if density_kind(self.proposal) != "exact":
-            new.proposal = self.proposal.frozen(seed)  # type: ignore[attr-defined]
+            new.proposal = self.proposal.frozen(seed + 1)  # type: ignore[attr-defined]
         return new
 
     # What LearnedAcceptReject asks, too.

@@ -3,8 +3,10 @@
 Goodness-of-fit assertions are Kolmogorov-Smirnov tests at a false-alarm probability of 1e-6.
 """
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pyro
@@ -20,6 +22,7 @@ from pyro_ext.distributions import (
     AuxiliaryLost,
     HamiltonianImportance,
     LearnedAcceptReject,
+    ModelMarginal,
     SelfNormalizedImportance,
     TruncatedRejection,
     stochastic_density,
@@ -60,7 +63,22 @@ def semi_implicit(loc=0.0):
     return SemiImplicit(normal(loc), lambda psi: dist.Normal(psi, 1.0))
 
 
-DENSITIES = {"snis": snis, "trs": trs, "his": his, "semi_implicit": semi_implicit}
+def marginal(loc=0.0):
+    loc = torch.as_tensor(loc, dtype=torch.float64)
+
+    def model():
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(loc, 1.0)), 1.0))
+
+    return ModelMarginal(model, lambda x: pyro.sample("z", dist.Normal((x + loc) / 2, 1.0)))
+
+
+DENSITIES = {
+    "snis": snis,
+    "trs": trs,
+    "his": his,
+    "semi_implicit": semi_implicit,
+    "marginal": marginal,
+}
 every_density = pytest.mark.parametrize("make", DENSITIES.values(), ids=DENSITIES)
 
 
@@ -169,6 +187,25 @@ def test_predictive_takes_any_number(small_chunks):
         assert Predictive(generative, num_samples=400, parallel=parallel)()["z"].shape == (400, 3)
 
 
+@every_density
+def test_draws_are_forgotten_with_their_tensors(make):
+    d, alive = make(), []
+    for draw in (d, d.sample, d.rsample if d.has_rsample else d):
+        value = draw((5,))
+        alive.append(weakref.ref(value))
+        del value
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+    assert len(d._draws) == 0
+
+
+@every_density
+def test_sizes_of_draws_are_whole_and_grow_with_the_batch(make):
+    d = make(torch.zeros(3))
+    assert isinstance(d.draw_size, int)
+    assert d.expand((7, 3)).draw_size == 7 * d.draw_size > 0
+
+
 @pytest.mark.parametrize("sampler", [SelfNormalizedImportance, TruncatedRejection])
 def test_no_chunk_is_larger_than_what_draws_may_hold(sampler, small_chunks):
     sizes = []
@@ -251,6 +288,25 @@ def test_frozen_densities_are_functions_with_a_gradient(make):
     d, x = make().tight(10).frozen(0), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     assert torch.equal(d.log_prob(x), d.log_prob(x))
     assert torch.autograd.gradcheck(d.log_prob, x)
+
+
+@pytest.mark.parametrize("make", [snis, trs, his, semi_implicit])  # a program's noise does
+def test_frozen_densities_do_not_depend_on_the_place_in_the_batch(make):
+    d, x = make().tight(3).frozen(0), torch.tensor([0.3, -1.0, 2.0, 0.3], dtype=torch.float64)
+    together = d.log_prob(x)
+    torch.testing.assert_close(together, torch.stack([d.log_prob(v) for v in x]))
+    torch.testing.assert_close(d.expand((2, 4)).log_prob(x), together.expand(2, 4))
+
+
+def test_a_frozen_program_freezes_stochastic_sites_within():
+    def model():
+        pyro.sample("x", dist.Normal(pyro.sample("z", snis()), 1.0))
+
+    d = ModelMarginal(model, lambda x: pyro.sample("z", dist.Normal(x / 2, 1.0)))
+    x = torch.tensor(0.3, dtype=torch.float64)
+    assert torch.equal(d.frozen(0).log_prob(x), d.frozen(0).log_prob(x))
+    assert not torch.equal(d.frozen(0).log_prob(x), d.frozen(1).log_prob(x))
+    assert not torch.equal(d.log_prob(x), d.log_prob(x))
 
 
 def test_nuts_runs_on_an_exact_density():
