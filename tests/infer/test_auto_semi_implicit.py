@@ -138,15 +138,14 @@ def test_the_bound_rises_with_fresh_noise_below_the_evidence():
     for reverse in (False, True):
         guide = make(reverse)
         bounds = []
-        for num_fresh in (0, 2, 10, 50):
+        for num_fresh in (0, 2, 10, 50):  # of the same draws
+            torch.manual_seed(3)
             with torch.no_grad():
-                draws = textbook(guide, num_fresh, 20_000)
-            bounds.append((draws.mean(), draws.var() / len(draws)))
-        errors = [(a[1] + b[1]).sqrt() for a, b in pairwise(bounds)]
-        rises = [b[0] - a[0] for a, b in pairwise(bounds)]
-        assert all(rise > -5 * error for rise, error in zip(rises, errors, strict=True))
-        assert rises[0] > 5 * errors[0]
-        assert bounds[-1][0] < log_evidence
+                bounds.append(textbook(guide, num_fresh, 20_000))
+        for looser, tighter in pairwise(bounds):
+            rise = tighter - looser
+            assert rise.mean() > 5 * rise.std() / len(rise) ** 0.5
+        assert bounds[-1].mean() < log_evidence
 
 
 @pytest.mark.parametrize("gradient", [None, dreg])
@@ -177,7 +176,7 @@ def test_fits_two_modes_that_a_normal_misses():
     guide = AutoSemiImplicit(model, (20,), 3, 20, init_scale=1.0)
     elbo = Trace_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=0)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 2e-2}), elbo)
-    for _ in range(300):
+    for _ in range(800):
         svi.step()
     bound = -sum(elbo.loss(model, guide) for _ in range(40)) / 40
     # a normal in one of the modes stays log(2) = 0.69 nats below the evidence

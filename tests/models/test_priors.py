@@ -38,5 +38,5 @@ def test_copies_and_dtypes(copier):
 def test_bad_sizes():
     with pytest.raises(ValueError, match="num_proposals=0"):
         EnergyInspiredPrior(2, num_proposals=0)
-    with pytest.raises(ValueError, match="positive sizes"):
+    with pytest.raises(ValueError, match="must be an integer >= 1"):
         EnergyInspiredPrior(0)
