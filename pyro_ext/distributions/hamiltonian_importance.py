@@ -19,9 +19,8 @@ from pyro_ext.distributions.hamiltonian_checks import (
     check_potential,
     check_shape,
 )
-from pyro_ext.distributions.proposals import align, refuse_bound
+from pyro_ext.distributions.proposals import align, refuse_bound, separated, unmoved
 from pyro_ext.distributions.stochastic_density import StochasticDensity
-from pyro_ext.distributions.wrappers import density_kind
 from pyro_ext.ops.counts import count
 from pyro_ext.ops.leapfrog import inverse_leapfrog, leapfrog
 
@@ -222,8 +221,7 @@ class HamiltonianImportance(StochasticDensity):
     def frozen(self, seed: int):
         """A copy whose ``log_prob`` is a deterministic function; freezes a random base too."""
         new = super().frozen(seed)
-        if density_kind(self.base_dist) != "exact":
-            new.base_dist = self.base_dist.frozen(seed + 1)  # type: ignore[attr-defined]
+        new.base_dist = unmoved(self.base_dist, seed)
         return new
 
     def _noise(self, value: Tensor, num: int) -> Tensor:
@@ -254,7 +252,8 @@ class HamiltonianImportance(StochasticDensity):
 
     def _log_start(self, position: Tensor, momentum: Tensor) -> Tensor:
         """Without the constant that the density of the last momentum has, too."""
-        return self.base_dist.log_prob(position) - self._sum(momentum.square()) / 2
+        base = separated(self.base_dist, position)
+        return base.log_prob(position) - self._sum(momentum.square()) / 2
 
     def _log_reverse(self, value: Tensor, momentum: Tensor) -> Tensor:
         """Without the constant that the density of the first momentum has, too."""

@@ -13,6 +13,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_ext.distributions.proposals import separated
 from pyro_ext.distributions.wrappers import density_kind
 
 
@@ -25,18 +26,18 @@ class Site(NamedTuple):
     has_path: bool
 
     @property
-    def log_prob(self) -> Tensor:
-        """Its log density: of a bound the upper one if drawn, the lower one if given."""
+    def log_density(self) -> Tensor:
+        """Of a bound the upper one if drawn, the lower one if given."""
         if self.is_drawn and self.is_bound:
             return self.fn.score_parts(self.value).log_prob
-        return self.fn.log_prob(self.value)
+        return separated(self.fn, self.value).log_prob(self.value)
 
     @property
     def score(self) -> Tensor | float:
         """The log density of the choices without a path."""
         if self.is_bound:
             return self.fn.score_parts(self.value).score_function
-        return 0.0 if self.has_path else self.log_prob
+        return 0.0 if self.has_path else self.fn.log_prob(self.value)
 
     @property
     def is_bound(self) -> bool:
@@ -68,7 +69,7 @@ def run(
             if the sites are not those of ``values``.
     """
     recorder = _Recorder(batch_shape, values, pathwise)
-    with _apart(), recorder:
+    with apart(), recorder:
         program(*args)
     left_out = sorted(set(values or ()) - set(recorder.sites))
     if left_out:
@@ -147,7 +148,7 @@ def _refuse_unnormalised(msg) -> None:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
+def apart() -> Iterator[None]:
     """Lends an empty stack of handlers and plates, but for what parameters have to reach."""
     stack, dims = list(_PYRO_STACK), _DIM_ALLOCATOR._stack
     _PYRO_STACK[:] = [handler for handler in stack if not isinstance(handler, IndepMessenger)]

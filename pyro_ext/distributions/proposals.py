@@ -29,9 +29,42 @@ def check_proposal(owner: str, proposal: Any, function: Any, role: str = "energy
         )
 
 
-def tightened(proposal: Any, num: int) -> Any:
-    """A proposal whose density, if it is stochastic, averages ``num`` weights."""
-    return proposal if density_kind(proposal) == "exact" else proposal.tight(num)
+def tightened(part: Any, num: int) -> Any:
+    """A part whose density, if it is stochastic, averages at least ``num`` weights."""
+    if density_kind(part) == "exact":
+        return part
+    return _stochastic(part, "tight").tight(max(num, part._num_weights))
+
+
+def unmoved(part: Any, seed: int) -> Any:
+    """A part whose density, if it is stochastic, is frozen; not by the seed of what it is in."""
+    if density_kind(part) == "exact":
+        return part
+    return _stochastic(part, "frozen").frozen(seed + 1)
+
+
+def separated(part: Any, values: Tensor) -> Any:
+    """A part that shares nothing between the rows of values ``(num, *batch, *event)``."""
+    if density_kind(part) == "exact" or len(values) == 1:
+        return part
+    own = part.batch_shape
+    ones = (1,) * (values.dim() - len(part.event_shape) - len(own) - 1)
+    return apart(part, torch.Size((len(values), *ones, *own)))
+
+
+def apart(part: Any, batch_shape: torch.Size) -> Any:
+    """A part of a larger batch shape, with proposals of its own for each element of the batch."""
+    method = "expand" if density_kind(part) == "exact" else "separate"
+    return getattr(_stochastic(part, method), method)(batch_shape)
+
+
+def _stochastic(part: Any, method: str) -> Any:
+    if not hasattr(part, method):
+        raise ValueError(
+            f"{part} wraps a stochastic density, and has no {method}(). Wrap it by its own methods "
+            "to_event, mask and expand only; to transform it, transform what it is made of."
+        )
+    return part
 
 
 def evaluate(
@@ -115,7 +148,7 @@ def draw_candidates(proposal: Distribution, sample_shape: torch.Size) -> Tensor:
     if proposal.has_rsample:
         return proposal.rsample(sample_shape)
     candidates = proposal.sample(sample_shape)
-    refuse_biased_gradient(proposal, candidates)
+    refuse_biased_gradient(proposal, candidates[(slice(1),) * len(sample_shape)])
     return candidates
 
 

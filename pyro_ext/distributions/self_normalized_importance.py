@@ -262,11 +262,16 @@ class SelfNormalizedImportance(StochasticDensity):
         new.proposal = parts.tightened(self.proposal, num)
         return new
 
+    def separate(self, batch_shape: torch.Size):
+        """A copy that shares no proposals between the elements of a larger batch shape."""
+        new = super().separate(batch_shape)
+        new.proposal = parts.apart(self.proposal, batch_shape)
+        return new
+
     def frozen(self, seed: int):
         """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""
         new = super().frozen(seed)
-        if self._proposal_kind != "exact":
-            new.proposal = self.proposal.frozen(seed + 1)  # type: ignore[attr-defined]
+        new.proposal = parts.unmoved(self.proposal, seed)
         return new
 
     @property

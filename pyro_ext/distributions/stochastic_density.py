@@ -250,6 +250,10 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
         new.__dict__.update(self.__getstate__(), _batch_shape=batch_shape)
         return new
 
+    def separate(self, batch_shape: torch.Size):
+        """A copy that shares no auxiliaries between the elements of a larger ``batch_shape``."""
+        return self.expand(batch_shape)
+
     def _bound(self, value: Tensor, log_w: Tensor) -> Tensor:
         batch = value.shape[: value.dim() - self.event_dim]
         return iwae(log_w).expand(torch.broadcast_shapes(batch, self.batch_shape))

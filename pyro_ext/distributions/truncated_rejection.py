@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_ext.distributions.normalizer import as_normalizer, as_reverse_logit, refuse_training
 from pyro_ext.distributions.proposals import (
+    apart,
     check_proposal,
     choose,
     draw_candidates,
@@ -17,6 +18,7 @@ from pyro_ext.distributions.proposals import (
     padded_batch,
     refuse_bound,
     tightened,
+    unmoved,
 )
 from pyro_ext.distributions.rejection import (
     NormalizerEstimate,
@@ -253,11 +255,16 @@ class TruncatedRejection(StochasticDensity):
         new.proposal = tightened(self.proposal, num)
         return new
 
+    def separate(self, batch_shape: torch.Size):
+        """A copy that shares no proposals between the elements of a larger batch shape."""
+        new = super().separate(batch_shape)
+        new.proposal = apart(self.proposal, batch_shape)
+        return new
+
     def frozen(self, seed: int):
         """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""
         new = super().frozen(seed)
-        if density_kind(self.proposal) != "exact":
-            new.proposal = self.proposal.frozen(seed + 1)  # type: ignore[attr-defined]
+        new.proposal = unmoved(self.proposal, seed)
         return new
 
     # What LearnedAcceptReject asks, too.

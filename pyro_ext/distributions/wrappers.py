@@ -50,6 +50,10 @@ class _Wrapper(KeepsScoreParts):
     def density_kind(self) -> str:
         return self.base_dist.density_kind
 
+    @property
+    def _num_weights(self) -> int:
+        return self.base_dist._num_weights
+
     def __call__(self, sample_shape=torch.Size()) -> Tensor:
         return self.base_dist(sample_shape)
 
@@ -66,6 +70,11 @@ class IndependentDensity(_Wrapper, Independent):  # type: ignore[override]
     def _rewrap(self, base_dist):
         return IndependentDensity(base_dist, self.reinterpreted_batch_ndims)
 
+    def separate(self, batch_shape):
+        """A copy that shares nothing between the elements of a larger batch shape."""
+        inner = self.base_dist.batch_shape[len(self.batch_shape) :]
+        return self._rewrap(self.base_dist.separate(torch.Size(batch_shape) + inner))
+
     def score_parts(self, value):
         """The parts of the density inside, summed over the reinterpreted dimensions."""
         parts = self.base_dist.score_parts(value)
@@ -77,6 +86,10 @@ class MaskedDensity(_Wrapper, MaskedDistribution):
 
     def _rewrap(self, base_dist):
         return MaskedDensity(base_dist, self._mask)
+
+    def separate(self, batch_shape):
+        """A copy that shares nothing between the elements of a larger batch shape."""
+        return self._rewrap(self.base_dist.separate(batch_shape))
 
     def score_parts(self, value):
         """The parts of the density inside, masked."""

@@ -121,7 +121,13 @@ class AutoHamiltonian(AutoStochastic):
         self.sampler = self._make_sampler(self.latent_dim).to(self.loc)
 
     def _make_sampler(self, dim: int) -> HamiltonianSampler:
-        step_size = torch.as_tensor(self._step_size).expand(dim)
+        step_size = torch.as_tensor(self._step_size)
+        if step_size.dim() > 1 or step_size.numel() not in (1, dim):
+            raise ValueError(
+                f"step_size has shape {tuple(step_size.shape)}, but the model has {dim} "
+                "unconstrained latent variables. Give a number, or one for each of them."
+            )
+        step_size = step_size.expand(dim)
         net = MomentumNet(dim, self.hidden_dims)
         return HamiltonianSampler(
             _no_potential, self.num_steps, step_size, self._tempering, net, **self._learn

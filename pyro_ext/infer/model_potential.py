@@ -9,6 +9,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_ext.distributions.program import apart
 from pyro_ext.infer.plates import PARTICLES
 from pyro_ext.poutine.frame_messenger import FrameMessenger
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
@@ -24,7 +25,7 @@ class ModelPotential:
         U(u) = -\log p\bigl(x, z(u)\bigr) - \log \left| \frac{\partial z}{\partial u} \right|
 
     Several vectors are rows of one run of the model, in a dimension to the left of its plates; a
-    single one is run alone. Handlers around the caller do not see the model's sample sites. The
+    single one is run alone. Handlers and plates around the caller do not see the model's sites. The
     subsample of a plate is drawn once, and kept for all evaluations.
 
     Args:
@@ -89,7 +90,7 @@ class ModelPotential:
             dim = -1 - self.num_plate_dims
             frame = CondIndepStackFrame(f"{PARTICLES}_of_potential", dim, num_rows, 0)
             model = FrameMessenger(frame)(model)
-        with poutine.block(hide_types=["sample", "observe"]), SharedSubsampleMessenger() as shared:
+        with apart(), SharedSubsampleMessenger() as shared:
             shared.subsamples.update(self._subsamples)
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
             self._subsamples.update(shared.subsamples)

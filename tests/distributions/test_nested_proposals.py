@@ -169,3 +169,70 @@ def test_frozen_noise_of_a_proposal_is_independent_of_the_sampler_s(reshape):
     frozen = torch.stack([d.frozen(seed).log_prob(x).exp() for seed in range(3000)])
     error = (fresh.var() / len(fresh) + frozen.var() / len(frozen)).sqrt()
     assert (fresh.mean() - frozen.mean()).abs() < 5 * error
+
+
+# Tight bounds reach the parts.
+
+GRID = torch.linspace(-9, 9, 1801, dtype=torch.float64)
+STEP = GRID[1] - GRID[0]
+
+
+def wavy():
+    pi = dist.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    return SelfNormalizedImportance(pi, lambda x: -1.5 * torch.sin(2 * x), 2)
+
+
+def wavy_density():
+    pi, w = dist.Normal(0.0, 1.0).log_prob(GRID).exp(), (1.5 * torch.sin(2 * GRID)).exp()
+    return (2 * pi[:, None] * w[:, None] / (w[:, None] + w) * pi * STEP).sum(1)
+
+
+def free_particle():
+    """Two thirds of the candidates' place and a momentum."""
+    return HamiltonianImportance(wavy(), lambda x: 0 * x, 1, 0.7, 1.0)
+
+
+def program():
+    def model():
+        pyro.sample("x", dist.Normal(pyro.sample("z", wavy()), 0.7))
+
+    return ModelMarginal(model, lambda x: pyro.sample("z", dist.Normal(x / 2, 1.0)))
+
+
+def plain():
+    return SelfNormalizedImportance(program(), lambda x: 0 * x, 3)
+
+
+@pytest.mark.parametrize("make", [free_particle, program, plain])
+def test_tight_bounds_approach_the_density(make):
+    # both noise and gap are of a few thousandths: far below the tolerance
+    x = torch.tensor(0.5, dtype=torch.float64)
+    kernel = dist.Normal(GRID, 0.7).log_prob(x).exp()
+    exact = (wavy_density() * kernel * STEP).sum().log()
+    d = make().tight(10_000)
+    torch.testing.assert_close(d.log_prob(x), exact, atol=0.08, rtol=0)
+    d = make().tight(5)
+    loose = torch.stack([d.log_prob(x) for _ in range(300)]).mean()
+    assert loose < exact
+
+
+def test_parts_are_not_loosened():
+    inner = wavy().tight(50).to_event(0)
+    for d in (
+        SelfNormalizedImportance(inner, torch.square, 3),
+        TruncatedRejection(inner, slope, 3),
+    ):
+        assert d.tight(5).proposal._num_weights == 50
+        assert d.tight(500).proposal._num_weights == 500
+
+
+def slope(x):
+    return -x
+
+
+def test_parts_that_know_neither_tight_nor_frozen():
+    inner = dist.TransformedDistribution(wavy(), dist.transforms.AffineTransform(0.0, 2.0))
+    d = SelfNormalizedImportance(inner, torch.square, 3)
+    for variant in (d.tight, d.frozen):
+        with pytest.raises(ValueError, match="wraps a stochastic density, and has no"):
+            variant(3)
