@@ -38,6 +38,11 @@ def is_weighing() -> bool:
     return any(caller in _WEIGHING for caller in _callers())
 
 
+def is_counting_plates() -> bool:
+    """Whether an objective runs a guide only to count its plates."""
+    return ("pyro.infer.elbo", "_guess_max_plate_nesting") in _callers()
+
+
 def _callers() -> Iterator[tuple[str, str]]:
     """Module and function of each frame, from here outwards; none while compiling."""
     if torch.compiler.is_compiling():

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 from weakref import WeakSet
 
@@ -127,6 +128,9 @@ def check_factors(
         validate: whether to look into tensors.
     """
     is_tensor = isinstance(value, Tensor)
+    kinds = (Tensor, Real) if name == "step_size" else (Tensor, Real, tuple, list)
+    if not isinstance(value, kinds):
+        raise ValueError(f"{name} must be a number or a tensor, got {name}={value!r}.")
     seen = value.shape if is_tensor else (len(value),) if isinstance(value, tuple | list) else ()
     if seen not in ((), shape):
         raise ValueError(
@@ -187,11 +191,12 @@ def _refuse(potential: nn.Module, kinds: tuple[type, ...], what: str) -> None:
     if found is not None:
         raise ValueError(
             f"The potential {type(potential).__name__} has a layer {found} in training mode, "
-            f"which {what}. Remove it, or call .eval() on it."
+            f"which {what}. Remove it, or call .eval() on it if it keeps running statistics."
         )
 
 
 def _named(potential: nn.Module, kinds: tuple[type, ...], training: bool = False) -> Iterator[str]:
     for name, module in potential.named_modules():
-        if (module.training or not training) and isinstance(module, kinds):
+        is_live = module.training or getattr(module, "track_running_stats", True) is False
+        if (is_live or not training) and isinstance(module, kinds):
             yield f"{name or 'itself'} ({type(module).__name__})"

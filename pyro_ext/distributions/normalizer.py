@@ -59,7 +59,7 @@ def refuse_training(functions: list[Callable[[Tensor], Tensor]], value: Tensor) 
 def _as_number(value: Any, name: str, batch_shape: torch.Size) -> Tensor | float:
     if not isinstance(value, Tensor):
         try:
-            return float(value)
+            return float("a number" if isinstance(value, bool) else value)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} must be a number or a tensor, got {value!r}.") from error
     try:

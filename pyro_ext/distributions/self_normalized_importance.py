@@ -15,6 +15,7 @@ from pyro_ext.distributions.proposal_gradients import (
     ProposalGradient,
     leave_one_out,
     reparameterized,
+    straight_through,
 )
 from pyro_ext.distributions.stochastic_density import StochasticDensity
 from pyro_ext.distributions.wrappers import density_kind
@@ -123,9 +124,10 @@ class SelfNormalizedImportance(StochasticDensity):
         validate_args: bool | None = None,
     ):
         parts.check_proposal("SelfNormalizedImportance", proposal, energy)
-        if not callable(proposal_gradient):
+        if not callable(proposal_gradient) or proposal_gradient is straight_through:
             raise ValueError(
-                f"proposal_gradient is a function such as leave_one_out, got {proposal_gradient!r}."
+                "proposal_gradient is a function such as leave_one_out, or straight_through() with "
+                f"its temperature in parentheses, got {proposal_gradient!r}."
             )
         self.proposal = proposal
         self.energy = energy

@@ -13,7 +13,7 @@ from pyro.ops.provenance import detach_provenance
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyro_ext.distributions.caller import is_mcmc, is_score_parts, is_weighing
+from pyro_ext.distributions.caller import is_counting_plates, is_mcmc, is_score_parts, is_weighing
 from pyro_ext.distributions.wrappers import KeepsScoreParts
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.counts import count
@@ -191,6 +191,9 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
             self._check_caller(value)
         if self._validate_args:
             self._validate_sample(value)
+        if torch.is_grad_enabled() and self._find(value) is not None and is_counting_plates():
+            with torch.no_grad():
+                return self.log_prob(value)
         with nullcontext() if self._seed is None else _seeded(self._seed, value.device):
             auxiliaries = self.draw_auxiliaries(value, self._num_weights)
             log_w = self.log_weights(value, auxiliaries)

@@ -193,7 +193,7 @@ class TruncatedRejection(StochasticDensity):
         logit = self._evaluate(tried)  # (T, *sample, *batch)
         index = first_accepted(logit.detach())
         _, log_q = log_index(logit, index)
-        if torch.is_grad_enabled() and not pathwise:
+        if torch.is_grad_enabled() and not pathwise and density_kind(proposal) == "exact":
             log_q = log_q + proposal.log_prob(tried).sum(0)
         auxiliaries = self._bound_by.of_draw(logit, index)
         return choose(tried, index), auxiliaries._replace(log_q=log_q)

@@ -10,6 +10,7 @@ from pyro_ext.distributions.hamiltonian_importance import HamiltonianImportance
 from pyro_ext.distributions.hamiltonian_sampler import HamiltonianSampler
 from pyro_ext.infer.auto_stochastic import AutoStochastic
 from pyro_ext.infer.model_potential import ModelPotential, num_plate_dims
+from pyro_ext.nn.energy_parts import check_sizes
 from pyro_ext.nn.momentum import MomentumNet
 from pyro_ext.ops.counts import count
 
@@ -107,7 +108,7 @@ class AutoHamiltonian(AutoStochastic):
         super().__init__(model, init_loc_fn, init_scale)
         self._target: tuple[Callable] | None = (model,)  # no submodule; without init_loc_fn
         self.num_steps = count(num_steps, "num_steps")
-        self.hidden_dims = [count(size, "each size in hidden_dims") for size in hidden_dims]
+        self.hidden_dims = check_sizes(hidden_dims, "hidden_dims")
         self._learn = {"learn_step_size": learn_step_size, "learn_tempering": learn_tempering}
         self._step_size, self._tempering = step_size, tempering
         self._make_sampler(torch.as_tensor(step_size).numel())  # checks the arguments

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_ext.distributions.semi_implicit import SemiImplicit
 from pyro_ext.infer.auto_stochastic import AutoStochastic
+from pyro_ext.nn.energy_parts import check_sizes
 from pyro_ext.nn.mixing import MixingNet, ReverseNet
 from pyro_ext.ops.counts import count
 
@@ -86,7 +87,7 @@ class AutoSemiImplicit(AutoStochastic):
     ):
         super().__init__(model, init_loc_fn, init_scale)
         self.noise_dim: Any = None if noise_dim is None else count(noise_dim, "noise_dim")
-        self.hidden_dims = [count(size, "each size in hidden_dims") for size in hidden_dims]
+        self.hidden_dims = check_sizes(hidden_dims, "hidden_dims")
         self.num_fresh = count(num_fresh, "num_fresh", 0)
         self.reverse = bool(reverse)
 

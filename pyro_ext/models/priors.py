@@ -1,6 +1,7 @@
 """Priors over latent vectors: modules that own parameters and return a distribution when called."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from pyro.distributions import Normal
@@ -75,8 +76,18 @@ class EnergyInspiredPrior(nn.Module):
             sampler = ImportanceSampler(EnergyNet(latent_dim, hidden_dims), num_proposals)
         self.proposal = StandardNormalPrior(latent_dim)
         self.sampler = sampler
-        self()  # refuses a sampler of other events here and now
+        self._check(latent_dim)
 
     def forward(self) -> Distribution:
         """The distribution, with event shape ``(latent_dim,)``."""
         return self.sampler(self.proposal())
+
+    def _check(self, latent_dim: int) -> None:
+        is_made = callable(self.sampler) and not isinstance(self.sampler, type)
+        made: Any = self() if is_made else None
+        if not isinstance(made, Distribution) or made.shape() != (latent_dim,):
+            raise ValueError(
+                f"sampler must map a proposal over vectors of size {latent_dim} to a distribution "
+                f"over such vectors, but {self.sampler!r} returned {made!r}. Pass a module such as "
+                f"ImportanceSampler(EnergyNet({latent_dim}))."
+            )

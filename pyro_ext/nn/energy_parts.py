@@ -49,8 +49,13 @@ def split_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
     """What lies to the left of the event.
 
     Raises:
-        ValueError: if ``x`` does not end in the event shape.
+        ValueError: if ``x`` is no tensor or does not end in the event shape.
     """
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"The energy takes a tensor of values, got {x!r}. A sampler takes a distribution: put "
+            "the energy into one, such as ImportanceSampler(energy)."
+        )
     batch_shape = x.shape[: x.dim() - len(event_shape)]
     if x.shape != batch_shape + event_shape:
         raise ValueError(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_ext.nn.energy_parts import check_sizes
 from pyro_ext.ops.counts import count
 
 
@@ -37,8 +38,8 @@ class MovingNormalizer(nn.Module):
         ``(*batch_shape) -> (*batch_shape)``.
 
     Raises:
-        ValueError: if the decay is outside :math:`[0, 1)`; later, if an estimate has another
-            shape or, when stored, is not in :math:`(0, 1]`.
+        ValueError: if a size is not positive or the decay is outside :math:`[0, 1)`; later, if an
+            estimate has another shape or, when stored, is not in :math:`(0, 1]`.
 
     References:
         Bauer and Mnih, *Resampled Priors for Variational Autoencoders*, arXiv 1810.11428.
@@ -58,10 +59,11 @@ class MovingNormalizer(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"The decay must be at least 0 and less than 1, got decay={decay}.")
+        shape = check_sizes(batch_shape, "batch_shape")
         self.decay = decay
         self.num_samples = 0
-        self.register_buffer("value", torch.full(tuple(batch_shape), 0.5))
-        self.register_buffer("standard_error", torch.full(tuple(batch_shape), float("nan")))
+        self.register_buffer("value", torch.full(shape, 0.5))
+        self.register_buffer("standard_error", torch.full(shape, float("nan")))
 
     @property
     def is_exact(self) -> bool:
@@ -76,9 +78,14 @@ class MovingNormalizer(nn.Module):
         return smooth
 
     def smooth(self, current: Tensor) -> Tensor:
-        r"""The same without remembering; in evaluation, what is stored."""
+        r"""The same without remembering; in evaluation, what is stored.
+
+        In training in grad mode, what is stored no longer counts as one of many proposals.
+        """
         if not self.training:
             return self.value
+        if self.num_samples and torch.is_grad_enabled():
+            self._set(self.value, float("nan"), 0)
         self._check_shape(current)
         smooth = self.decay * self.value + (1 - self.decay) * current
         return current + (smooth - current).detach()

@@ -678,6 +678,11 @@ def test_wrong_shapes_of_numbers():
         HamiltonianImportance(BASE, torch.square, 3, 0.1, (0.9, 0.9))
     with pytest.raises(ValueError, match=r"step_size has shape \(2,\), expected a scalar"):
         HamiltonianImportance(BASE, torch.square, 3, torch.tensor([0.1, 0.2]), 0.9)
+    for bad in ([0.1], "0.1", None):
+        with pytest.raises(ValueError, match="step_size must be a number or a tensor"):
+            HamiltonianImportance(BASE, torch.square, 3, bad, 0.9)
+        with pytest.raises(ValueError, match="step_size must be a number or a tensor"):
+            HamiltonianSampler(EnergyNet(2, (3,)), step_size=bad)
 
 
 @pytest.mark.parametrize(
@@ -771,6 +776,9 @@ def test_layers_that_mix_events_or_are_random(layer, match):
             build()
     net.eval()
     assert HamiltonianImportance(base, net, 2, 0.1, 0.9).sample((4,)).shape == (4, 2)
+    net[1] = nn.BatchNorm1d(3, track_running_stats=False)
+    with pytest.raises(ValueError, match=r"BatchNorm1d.*lets the events"):
+        HamiltonianImportance(base, net.eval(), 2, 0.1, 0.9)
 
 
 @pytest.mark.parametrize("layer", [nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Hardtanh])

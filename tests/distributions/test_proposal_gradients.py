@@ -340,6 +340,8 @@ def test_straight_through_takes_bits_only():
 def test_a_name_is_no_gradient():
     with pytest.raises(ValueError, match="is a function such as leave_one_out"):
         normal_snis("leave_one_out")
+    with pytest.raises(ValueError, match="temperature in parentheses"):
+        normal_snis(straight_through)
 
 
 def test_a_tight_upper_bound_has_no_leave_one_out_gradient():

@@ -586,3 +586,23 @@ def test_scale_handler_scales_both_sides():
     trace.compute_score_parts()
     node = trace.nodes["z"]
     torch.testing.assert_close(node["log_prob"], 3 * node["fn"].score_parts(node["value"]).log_prob)
+
+
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
+@pytest.mark.parametrize("make", [Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, MultiSampleELBO])
+def test_objectives_count_plates_of_guides_without_a_path(make):
+    logit = torch.tensor(0.3, requires_grad=True)
+
+    def model():
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(2))
+
+    def guide():
+        with pyro.plate("data", 2):
+            pi = dist.Bernoulli(logits=logit)
+            pyro.sample("z", SelfNormalizedImportance(pi, lambda z: logit * z, 3))
+
+    options = {} if make is MultiSampleELBO else {"vectorize_particles": True}
+    assert math.isfinite(make(num_particles=2, **options).loss_and_grads(model, guide))
+    assert logit.grad != 0

@@ -659,8 +659,9 @@ def test_constants_of_the_wrong_kind(name):
         trs(3, **{name: torch.full((2,), 0.5)})
     with pytest.raises(ValueError, match=f"{name} must be of floating-point numbers"):
         trs(3, **{name: torch.tensor(1)})
-    with pytest.raises(ValueError, match=f"{name} must be a number"):
-        trs(3, **{name: "half"})
+    for bad in ("half", True):
+        with pytest.raises(ValueError, match=f"{name} must be a number"):
+            trs(3, **{name: bad})
     with pytest.raises(ValueError, match="got both"):
         trs(3, normalizer=0.5, reverse_logit=0.0)
 

@@ -521,11 +521,17 @@ def test_arguments_are_checked():
 
 @pytest.mark.parametrize(
     "sampler",
-    [lambda dim: None, lambda dim: nn.Identity(), lambda dim: lambda base: base.expand((3,))],
+    [
+        lambda dim: None,
+        lambda dim: nn.Identity(),
+        lambda dim: lambda base: base.expand((3,)),
+        EnergyNet,
+        EnergyNet(1),
+    ],
 )
 def test_a_sampler_must_return_a_stochastic_density(sampler):
     guide = AutoEnergyInspired(Curved(), sampler)
-    with pytest.raises(ValueError, match="sampler must map the base distribution"):
+    with pytest.raises(ValueError, match=r"sampler must map the base distribution|A sampler takes"):
         guide()
 
 

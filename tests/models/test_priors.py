@@ -4,9 +4,10 @@ import pickle
 import pytest
 import torch
 
-from pyro_ext.distributions import SelfNormalizedImportance
+from pyro_ext.distributions import ImportanceSampler, SelfNormalizedImportance
 from pyro_ext.models import EnergyInspiredPrior
 from pyro_ext.models.priors import StandardNormalPrior
+from pyro_ext.nn import EnergyNet
 
 
 def test_standard_normal_prior_against_the_formula():
@@ -40,3 +41,14 @@ def test_bad_sizes():
         EnergyInspiredPrior(2, num_proposals=0)
     with pytest.raises(ValueError, match="must be an integer >= 1"):
         EnergyInspiredPrior(0)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [ImportanceSampler, EnergyNet(2), 5, ImportanceSampler(EnergyNet(3)), lambda proposal: None],
+)
+def test_bad_samplers(sampler):
+    with pytest.raises(
+        ValueError, match=r"sampler must|ImportanceSampler\(energy\)|events of shape"
+    ):
+        EnergyInspiredPrior(2, sampler=sampler)

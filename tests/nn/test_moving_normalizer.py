@@ -47,6 +47,9 @@ def test_a_stored_estimate_is_exact_until_trained():
     assert not normalizer.eval().is_exact
     assert normalizer.value.item() == pytest.approx(0.99 * 0.2 + 0.01 * 0.3)
     assert math.isnan(normalizer.standard_error.item())
+    normalizer.store(torch.tensor(0.2), torch.tensor(0.01), 1000)
+    normalizer.train().smooth(torch.tensor(0.3))  # of a frozen density, which may be trained
+    assert not normalizer.eval().is_exact
 
 
 def test_state_survives_files_and_pickles():
@@ -83,3 +86,9 @@ def test_bad_estimates():
             normalizer.store(torch.tensor(value), torch.tensor(0.0), 10)
     with pytest.raises(ValueError, match="num_samples"):
         normalizer.store(torch.tensor(0.5), torch.tensor(0.0), 0)
+
+
+def test_batch_shapes():
+    assert MovingNormalizer(3).value.shape == (3,)
+    with pytest.raises(ValueError, match="each size in batch_shape"):
+        MovingNormalizer((-3,))
