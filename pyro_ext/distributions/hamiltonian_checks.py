@@ -129,7 +129,8 @@ def check_factors(
     """
     is_tensor = isinstance(value, Tensor)
     kinds = (Tensor, Real) if name == "step_size" else (Tensor, Real, tuple, list)
-    if not isinstance(value, kinds):
+    is_known = isinstance(value, kinds)
+    if not is_known:
         raise ValueError(f"{name} must be a number or a tensor, got {name}={value!r}.")
     seen = value.shape if is_tensor else (len(value),) if isinstance(value, tuple | list) else ()
     if seen not in ((), shape):
