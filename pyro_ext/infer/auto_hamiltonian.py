@@ -38,8 +38,11 @@ class AutoHamiltonian(AutoStochastic):
     that a diagonal normal cannot learn; each draw costs :math:`T + 1` runs of the model and their
     gradients, and training their second derivatives. All is reparameterised.
 
-    The guide runs the model with the arguments it is called with, all particles at once, so
-    vectorised particles need a model that indexes dimensions from the right. Parameters
+    The guide runs the model with the arguments it is called with, data included: draw posterior
+    samples with the arguments of training, and pass them on to ``Predictive(model,
+    posterior_samples)``, rather than the guide. All particles are run at once, so vectorised
+    particles, :meth:`median` and :meth:`quantiles` need a model that indexes dimensions from the
+    right. Parameters
     of the model are trained through both sides. Where a plate with observations is subsampled, a
     path sees one subsample, independent of that of the objective: that is noise of the guide,
     under which the bound stays a bound.
@@ -65,8 +68,8 @@ class AutoHamiltonian(AutoStochastic):
 
     Raises:
         ValueError: if a size, ``step_size``, ``tempering`` or ``init_scale`` is out of its domain;
-            when called, if a latent site lies inside of a plate that is subsampled, or, when
-            validating, if paths are not finite.
+            when called, if a latent site lies inside of a plate that is subsampled, if the model
+            draws a site that the guide does not, or, when validating, if paths are not finite.
         RuntimeError: if a guide from a pickle is called, which has no model.
         AuxiliaryLost: from objectives that detach draws before they score them.
 
@@ -120,6 +123,18 @@ class AutoHamiltonian(AutoStochastic):
         super()._setup_prototype(*args, **kwargs)
         self.num_plate_dims = num_plate_dims(self.model, args, kwargs)
         self.sampler = self._make_sampler(self.latent_dim).to(self.loc)
+        self._refuse_random(self.get_posterior(*args, **kwargs).potential)
+
+    @torch.no_grad()
+    def _refuse_random(self, potential: Callable[[Tensor], Tensor]) -> None:
+        first, second = potential(self.loc), potential(self.loc)
+        if not torch.allclose(first, second, equal_nan=True):
+            raise ValueError(
+                f"The log joint density of the model is random: {-first.item():g}, then "
+                f"{-second.item():g} at the same values, so that no path can be retraced. A site "
+                "may be hidden by poutine.block, or a layer draw random numbers: show all latent "
+                "sites to AutoHamiltonian, and call eval() on networks."
+            )
 
     def _make_sampler(self, dim: int) -> HamiltonianSampler:
         step_size = torch.as_tensor(self._step_size)

@@ -55,7 +55,7 @@ class AutoStochastic(AutoContinuous):
 
     loc: Any
     scale: Any
-    num_draws = 10_000
+    num_draws = 1_000
 
     def __init__(self, model, init_loc_fn=init_to_median, init_scale: float = 0.1):
         if not (isinstance(init_scale, int | float) and 0 < init_scale < math.inf):

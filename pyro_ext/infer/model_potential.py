@@ -39,6 +39,10 @@ class ModelPotential:
 
     Shape:
         ``(..., latent_dim) -> (...)``, in nats.
+
+    Raises:
+        ValueError: when called, if the model draws a site that is neither latent nor observed, or
+            does not run on several rows at once.
     """
 
     def __init__(
@@ -90,14 +94,22 @@ class ModelPotential:
             dim = -1 - self.num_plate_dims
             frame = CondIndepStackFrame(f"{PARTICLES}_of_potential", dim, num_rows, 0)
             model = FrameMessenger(frame)(model)
+        try:
+            trace = self._trace(model)
+        except (RuntimeError, ValueError) as error:
+            raise error if num_rows == 1 else _not_vectorised(num_rows, error) from error
+        nodes: Any = poutine.util.prune_subsample_sites(trace).nodes
+        sites = [site for site in nodes.values() if site["type"] == "sample"]
+        _refuse_free([site["name"] for site in sites if not site["is_observed"]])
+        return sites
+
+    def _trace(self, model: Any) -> Any:
         with apart(), SharedSubsampleMessenger() as shared:
             shared.subsamples.update(self._subsamples)
             trace = poutine.trace(model).get_trace(*self.args, **self.kwargs)
             self._subsamples.update(shared.subsamples)
-        trace = poutine.util.prune_subsample_sites(trace)
         trace.compute_log_prob()
-        nodes: Any = trace.nodes
-        return [site for site in nodes.values() if site["type"] == "sample"]
+        return trace
 
 
 def num_plate_dims(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
@@ -108,3 +120,23 @@ def num_plate_dims(model: Callable, args: tuple, kwargs: dict[str, Any]) -> int:
     sites = [site for site in nodes.values() if site["type"] == "sample"]
     frames = [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
     return max([0, *(-frame.dim for frame in frames)])
+
+
+def _refuse_free(names: list[str]) -> None:
+    if names:
+        raise ValueError(
+            f"The model draws {names} freely, so its potential would be random: a Hamiltonian "
+            "guide runs the model, and needs the data it was trained on. For predictions, draw "
+            "posterior samples with Predictive(guide, num_samples=n)(*training_arguments) and pass "
+            "them on to Predictive(model, posterior_samples). Sites may be neither enumerated nor "
+            "left to another guide."
+        )
+
+
+def _not_vectorised(num_rows: int, error: Exception) -> ValueError:
+    what = str(error).splitlines()[0]
+    return ValueError(
+        f"The model does not run on {num_rows} draws at once, in a dimension to the left of its "
+        f"plates ({what}). Let it index dimensions from the right, as vectorised particles need "
+        "it too: (x * w).sum(-1) rather than x @ w."
+    )

@@ -282,6 +282,44 @@ def test_what_is_not_learned_stays():
 # Bad input.
 
 
+def regression(x, y=None):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 0.1), obs=y)
+
+
+def test_predictions_take_two_steps():
+    x = torch.randn(30, 2)
+    y = x @ torch.tensor([1.0, -0.5])
+    guide = AutoHamiltonian(regression, 2, step_size=0.01)
+    svi = SVI(regression, guide, pyro.optim.Adam({"lr": 3e-2}), Trace_ELBO())
+    for _ in range(150):
+        svi.step(x, y)
+    with pytest.raises(ValueError, match=r"draws \['y'\] freely.*posterior_samples"):
+        Predictive(regression, guide=guide, num_samples=3)(x)
+    posterior = Predictive(guide, num_samples=50)(x, y)
+    drawn = Predictive(regression, posterior)(x)["y"].mean(0)
+    assert (drawn - y).abs().max() < 0.3
+
+
+def test_models_that_do_not_vectorise_say_so():
+    x = torch.randn(30, 2)
+    guide = AutoHamiltonian(regression, 2, step_size=0.01)
+    guide(x, x[:, 0])
+    with pytest.raises(ValueError, match=r"does not run on 1000 draws at once.*from the right"):
+        guide.median(x, x[:, 0])
+
+
+def test_sites_left_to_others_are_refused():
+    def model():
+        z = pyro.sample("z", dist.Normal(ZERO, 1.0))
+        y = pyro.sample("y", dist.Normal(z, 1.0))
+        pyro.sample("x", dist.Normal(y, 1.0), obs=DATA[0])
+
+    with pytest.raises(ValueError, match="log joint density of the model is random"):
+        AutoHamiltonian(poutine.block(model, hide=["y"]))()
+
+
 def test_wake_sleep_is_refused():
     model = Plated()
     with pytest.raises(AuxiliaryLost, match="detached before it was scored"):
@@ -295,7 +333,7 @@ def test_wake_sleep_is_refused():
         ({"step_size": -0.1}, "step_size"),
         ({"tempering": 1.5}, "tempering"),
         ({"tempering": 0.0}, "tempering"),
-        ({"hidden_dims": (0,)}, "each size in hidden_dims must be an integer >= 1"),
+        ({"hidden_dims": (0,)}, "each size in hidden_dims"),
         ({"init_scale": 0.0}, "init_scale must be a positive number"),
     ],
 )
