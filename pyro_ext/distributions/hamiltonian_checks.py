@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_ext.ops.tracing import is_traced
+
 # Piecewise linear, so that their second derivative is zero almost everywhere.
 ROUGH = (
     nn.Hardshrink,
@@ -47,7 +49,7 @@ def check_potential(potential: Any, stacklevel: int = 3) -> None:
     """
     if not callable(potential):
         raise ValueError(f"The potential must be callable, got {potential!r}.")
-    if torch.compiler.is_compiling() or not isinstance(potential, nn.Module):
+    if is_traced() or not isinstance(potential, nn.Module):
         return
     _refuse(potential, MIXING, "lets the events of a batch depend on each other")
     _refuse(potential, RANDOM, "draws random numbers, so that no path can be retraced")
@@ -137,7 +139,7 @@ def check_factors(
         raise ValueError(
             f"{name} has shape {tuple(seen)}, expected a scalar or shape {tuple(shape)}."
         )
-    if is_tensor and (not validate or torch.compiler.is_compiling()):
+    if is_tensor and (not validate or is_traced()):
         return
     numbers = torch.as_tensor(value, device=None if is_tensor else "cpu")
     inside = numbers >= 0 if name == "step_size" else numbers > 0
@@ -169,7 +171,7 @@ def check_moments(moments: Any, shape: torch.Size, validate: bool) -> None:
             if is_pair
             else f"The momentum net returns a pair of location and scale, got {type(moments)}."
         )
-    if validate and not torch.compiler.is_compiling() and not bool((moments[1] > 0).all()):
+    if validate and not is_traced() and not bool((moments[1] > 0).all()):
         raise ValueError(
             "The momentum net's scale is not positive everywhere. Pass its output through "
             "softplus or exp, and lower the learning rate if it is NaN."

@@ -23,6 +23,7 @@ from pyro_ext.distributions.proposals import align, refuse_bound, separated, unm
 from pyro_ext.distributions.stochastic_density import StochasticDensity
 from pyro_ext.ops.counts import count
 from pyro_ext.ops.leapfrog import inverse_leapfrog, leapfrog
+from pyro_ext.ops.tracing import is_traced
 
 MomentumMap = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -235,7 +236,7 @@ class HamiltonianImportance(StochasticDensity):
         return self._follow(inverse_leapfrog, value, momentum)
 
     def _follow(self, direction: Callable, x: Tensor, momentum: Tensor) -> tuple[Tensor, Tensor]:
-        checks = self._validate_args and not torch.compiler.is_compiling()
+        checks = self._validate_args and not is_traced()
         if checks and not self._is_checked:
             check_alone(self.potential, x, self.event_dim)
             self._is_checked = True

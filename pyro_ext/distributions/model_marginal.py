@@ -150,9 +150,9 @@ class ModelMarginal(StochasticDensity):
         latents = {name: site.value for name, site in drawn.items() if name != self.site}
         if auxiliaries.by_model:
             given = run(self.guide, value, values=latents)
-            return (_log_density(drawn) - _log_density(given)).unsqueeze(0)
+            return (_log_density(drawn, False) - _log_density(given, False)).unsqueeze(0)
         given = run(self.model, values={**latents, self.site: value})
-        log_w = _log_density(given) - _log_density(drawn)
+        log_w = _log_density(given, bool(latents)) - _log_density(drawn, bool(latents))
         if not latents:
             return log_w.unsqueeze(0)
         score = _score(drawn)
@@ -206,8 +206,8 @@ class ModelMarginal(StochasticDensity):
         )
 
 
-def _log_density(sites: Sites) -> Any:
-    return sum(site.log_density for site in sites.values())
+def _log_density(sites: Sites, has_rows: bool) -> Any:
+    return sum(site.log_density(has_rows) for site in sites.values())
 
 
 def _score(sites: Sites) -> Any:

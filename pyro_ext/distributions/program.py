@@ -25,12 +25,16 @@ class Site(NamedTuple):
     is_drawn: bool  # rather than given
     has_path: bool
 
-    @property
-    def log_density(self) -> Tensor:
-        """Of a bound the upper one if drawn, the lower one if given."""
+    def log_density(self, has_rows: bool) -> Tensor:
+        """Of a bound the upper one if drawn, the lower one if given.
+
+        Args:
+            has_rows: whether the first dimension of given values is of draws that share nothing.
+        """
         if self.is_drawn and self.is_bound:
             return self.fn.score_parts(self.value).log_prob
-        return separated(self.fn, self.value).log_prob(self.value)
+        fn = separated(self.fn, self.value) if has_rows else self.fn
+        return fn.log_prob(self.value)
 
     @property
     def score(self) -> Tensor | float:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_ext.ops.tracing import is_traced
+
 Potential = Callable[[Tensor], Tensor]
 
 
@@ -122,7 +124,7 @@ def _alphas(tempering: Tensor | Sequence[float]) -> Sequence[Tensor | float]:
 
 def _gradient(potential: Potential, x: Tensor) -> Tensor:
     """Position gradient, differentiable if the caller wants gradients."""
-    is_transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    is_transformed = is_traced()
     is_constant = torch.is_grad_enabled() and not x.requires_grad and type(x) is Tensor
     if is_transformed or is_constant:  # slower, but no gradient is owed to the position itself
         return torch.func.grad(lambda y: _total(potential, y))(x)

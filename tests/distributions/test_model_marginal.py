@@ -196,6 +196,29 @@ def test_a_prior_inside_may_be_stochastic_itself():
     assert_mean(marginal(x) * (-upper).exp(), 1.0)
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("num", [1, 4])
+def test_a_guide_inside_may_be_stochastic_too(batch, num):
+    """The weights are those of one candidate more, and so their means are the density."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(torch.zeros(batch).double(), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0))
+
+    def guide(x):
+        base = dist.Normal(x / 2, 1.0)
+        pyro.sample("z", SelfNormalizedImportance(base, lambda z: z**2 / 9, 3))
+
+    d = ModelMarginal(model, guide).tight(num)
+    exact = dist.Normal(torch.zeros(()).double(), 2**0.5)
+    x, upper = d.sample_and_log_prob((20_000,))
+    assert upper.shape == x.shape == (20_000, *batch)
+    assert_mean(exact.log_prob(x).exp() * (-upper).exp(), 1.0)
+    lower = d.log_prob(x)
+    assert_mean((lower - exact.log_prob(x)).exp(), 1.0)
+    assert lower.mean() < exact.log_prob(x).mean() < upper.mean()
+
+
 def test_plates_of_the_model_are_its_batch():
     scale = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 

@@ -290,6 +290,13 @@ def test_frozen_densities_are_functions_with_a_gradient(make):
     assert torch.autograd.gradcheck(d.log_prob, x)
 
 
+@pytest.mark.parametrize("make", [snis, trs, his, semi_implicit])
+def test_frozen_densities_can_be_mapped(make):
+    d, x = make().tight(3).frozen(0), torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    mapped = torch.func.vmap(d.log_prob, randomness="same")(x)
+    torch.testing.assert_close(mapped, torch.stack([d.log_prob(v) for v in x]))
+
+
 @pytest.mark.parametrize("make", [snis, trs, his, semi_implicit])  # a program's noise does
 def test_frozen_densities_do_not_depend_on_the_place_in_the_batch(make):
     d, x = make().tight(3).frozen(0), torch.tensor([0.3, -1.0, 2.0, 0.3], dtype=torch.float64)
