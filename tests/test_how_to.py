@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 PAGES = Path(__file__).parent.parent / "docs" / "how-to"
-RUN = ["build-a-vae", "choose-a-bound", "evaluate-a-latent-variable-model"]
+RUN = [
+    "build-a-vae",
+    "choose-a-bound",
+    "evaluate-a-latent-variable-model",
+    "train-an-energy-inspired-prior",
+]
 
 
 @pytest.mark.slow

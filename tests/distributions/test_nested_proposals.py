@@ -210,7 +210,8 @@ def test_tight_bounds_approach_the_density(make):
     kernel = dist.Normal(GRID, 0.7).log_prob(x).exp()
     exact = (wavy_density() * kernel * STEP).sum().log()
     d = make().tight(10_000)
-    torch.testing.assert_close(d.log_prob(x), exact, atol=0.08, rtol=0)
+    for _ in range(5):
+        torch.testing.assert_close(d.log_prob(x), exact, atol=0.08, rtol=0)
     d = make().tight(5)
     loose = torch.stack([d.log_prob(x) for _ in range(300)]).mean()
     assert loose < exact

@@ -37,8 +37,16 @@ from pyro_ext.models.priors import EnergyInspiredPrior
 from pyro_ext.nn import EnergyNet
 
 BUDGETS: dict[str, dict[str, Any]] = {
-    "small": {"CPU seconds per run": 100, "learning rate": 5e-3, "test images": 1_000},
+    "small": {
+        "CPU seconds per run": 150,
+        "learning rate": 5e-3,
+        "leapfrog steps of HIS": 3,
+        "first step size of HIS": 0.2,
+        "test images": 1_000,
+    },
     "paper": {
+        "leapfrog steps of HIS": 5,
+        "first step size of HIS": 0.1,
         "steps": 500_000,
         "learning rate": 3e-4,
         "test images": 10_000,
@@ -46,12 +54,16 @@ BUDGETS: dict[str, dict[str, Any]] = {
     },
 }
 LATENT_DIM, CANDIDATES, BATCH, JUDGES, ESTIMATED = 50, 128, 128, 1_000, 1_000_000
-PRIORS: dict[str, Callable[[], Any] | None] = {
+PRIORS: dict[str, Callable[[dict], Any] | None] = {
     "Gaussian": None,
-    "TRS": lambda: TruncatedRejectionSampler(EnergyNet(LATENT_DIM), CANDIDATES),
-    "SNIS": lambda: ImportanceSampler(EnergyNet(LATENT_DIM), CANDIDATES),
-    "HIS": lambda: HamiltonianSampler(EnergyNet(LATENT_DIM)),
-    "LARS": lambda: LearnedAcceptRejectSampler(
+    "TRS": lambda _: TruncatedRejectionSampler(EnergyNet(LATENT_DIM), CANDIDATES),
+    "SNIS": lambda _: ImportanceSampler(EnergyNet(LATENT_DIM), CANDIDATES),
+    "HIS": lambda budget: HamiltonianSampler(
+        EnergyNet(LATENT_DIM),
+        budget["leapfrog steps of HIS"],
+        budget["first step size of HIS"],
+    ),
+    "LARS": lambda _: LearnedAcceptRejectSampler(
         EnergyNet(LATENT_DIM), CANDIDATES, num_proposals=CANDIDATES
     ),
 }
@@ -89,10 +101,10 @@ def dynamic(num_test: int, num_valid: int = 10_000) -> Images:
 SETS: dict[str, Callable[[int], Images]] = {"static": static, "dynamic": dynamic}
 
 
-def build(prior: str, images: Images, seed: int) -> VariationalAutoencoder:
+def build(prior: str, images: Images, budget: dict, seed: int) -> VariationalAutoencoder:
     pyro.set_rng_seed(seed)
     make, mean = PRIORS[prior], images.train.mean(0)
-    wired = make and EnergyInspiredPrior(LATENT_DIM, sampler=make())
+    wired = make and EnergyInspiredPrior(LATENT_DIM, sampler=make(budget))
     vae = VariationalAutoencoder(mean.numel(), LATENT_DIM, (300, 300), wired, data_mean=mean.cpu())
     return vae.to(mean.device)
 
@@ -107,7 +119,8 @@ def fit_in_time(images: Images, budget: dict, seed: int, label: str) -> dict[str
     seconds = budget["CPU seconds per run"]
     options = {"learning_rate": budget["learning rate"], "schedule": cosine(seconds)}
     runners = {
-        prior: enter(build(prior, images, seed), images, seed, **options) for prior in PRIORS
+        prior: enter(build(prior, images, budget, seed), images, seed, **options)
+        for prior in PRIORS
     }
     race(list(runners.values()), seconds, label)
     return runners
@@ -120,7 +133,8 @@ def fit_in_steps(images: Images, budget: dict, seed: int, label: str) -> dict[st
 
 def stop_early(prior: str, images: Images, budget: dict, seed: int, label: str) -> Runner:
     every, best = budget["steps between validations"], -torch.inf
-    runner = enter(build(prior, images, seed), images, seed, learning_rate=budget["learning rate"])
+    vae = build(prior, images, budget, seed)
+    runner = enter(vae, images, seed, learning_rate=budget["learning rate"])
     for _ in trange(0, budget["steps"], every, desc=label):
         runner.take(every)
         bound = judge(conclude(copy.deepcopy(runner.vae)), images.valid, 1, 1_000).mean()
@@ -176,7 +190,6 @@ def main() -> None:
         "model": f"784-300-300-{LATENT_DIM}, tanh",
         "energy and acceptance logit": f"{LATENT_DIM}-100-100-1, tanh",
         "candidates of SNIS, TRS and LARS": CANDIDATES,
-        "leapfrog steps of HIS": 5,
         "batch size": BATCH,
         "training particles": 1,
         "seed": options.seed,
