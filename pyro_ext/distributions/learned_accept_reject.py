@@ -38,7 +38,9 @@ class LearnedAcceptReject(StochasticDensity):
     within a logarithm bounds nothing: an evidence lower bound with this prior may exceed the
     evidence. In evaluation the stored :math:`\bar Z` is used. :meth:`estimate_normalizer` replaces
     it by the mean over many proposals; from then on, until it is trained again, the density is
-    deterministic and taken to be exact: guides and MCMC are allowed.
+    deterministic and taken to be exact: guides and MCMC are allowed. It has no gradient with
+    respect to parameters then: evaluate under ``torch.no_grad()``. Parameters that are changed
+    without training, by loading others, need another estimate.
 
     Args:
         proposal: :math:`\pi`, as in :class:`TruncatedRejection`; the same one at each call.
@@ -50,9 +52,6 @@ class LearnedAcceptReject(StochasticDensity):
         num_proposals: behind :math:`\hat Z`, drawn at each evaluation of the density in training,
             times the ``num`` of ``tight(num)``.
         validate_args: checks arguments, values and the logit's finiteness.
-
-    Attributes:
-        density_kind: ``"estimate"`` until the normaliser is estimated, then ``"exact"``.
 
     Shape:
         ``batch_shape`` and ``event_shape`` are the proposal's, and so is the normaliser's batch

@@ -93,9 +93,10 @@ class MaskedDensity(_Wrapper, MaskedDistribution):
 
     def score_parts(self, value):
         """The parts of the density inside, masked."""
-        if self._mask is True:  # here Pyro asks log_prob
-            return self.base_dist.score_parts(value)
-        return super().score_parts(value)
+        if self._mask is False:
+            return super().score_parts(value)
+        parts = self.base_dist.score_parts(value)
+        return parts if self._mask is True else parts.scale_and_mask(mask=self._mask)
 
 
 def density_kind(distribution: Any) -> str:

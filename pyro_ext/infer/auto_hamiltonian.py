@@ -131,9 +131,10 @@ class AutoHamiltonian(AutoStochastic):
         if not torch.allclose(first, second, equal_nan=True):
             raise ValueError(
                 f"The log joint density of the model is random: {-first.item():g}, then "
-                f"{-second.item():g} at the same values, so that no path can be retraced. A site "
-                "may be hidden by poutine.block, or a layer draw random numbers: show all latent "
-                "sites to AutoHamiltonian, and call eval() on networks."
+                f"{-second.item():g} at the same values, so that no path can be retraced. Put "
+                ".frozen(seed) at sites with a StochasticDensity, as an energy-inspired prior is; "
+                "show all latent sites to AutoHamiltonian, none hidden by poutine.block; and call "
+                "eval() on networks that draw random numbers."
             )
 
     def _make_sampler(self, dim: int) -> HamiltonianSampler:

@@ -206,7 +206,8 @@ def rws(particle: SingleParticle) -> Factors:
     Raises:
         ValueError: for one particle, whose weight says nothing; when used, if there are sites
             outside of the plates of the bound, if sites have different scales, if draws of the
-            guide depend on enumerated ones, if the bound is one from above.
+            guide depend on enumerated ones, if a stochastic density of the guide draws along
+            paths, if the bound is one from above.
 
     References:
         Bornschein and Bengio, *Reweighted Wake-Sleep*, arXiv 1406.2751.

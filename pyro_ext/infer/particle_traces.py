@@ -22,7 +22,8 @@ from pyro_ext.infer.plates import (
     split_scales,
     subsampling,
 )
-from pyro_ext.poutine.cut_messenger import unmasked
+from pyro_ext.infer.point_mass import is_stochastic_path
+from pyro_ext.poutine.cut_messenger import innermost, unmasked
 
 
 class Weights(NamedTuple):
@@ -134,6 +135,12 @@ class ParticleTraces:
     def draws_many(self) -> bool:
         """Whether the guide draws for each value of an enumerated site."""
         return any(self._is_many(site) for site in self.guide)
+
+    @property
+    def has_stochastic_paths(self) -> bool:
+        """Whether a draw of a stochastic density in the guide carries a path."""
+        sites = self.guide + self.outer_guide
+        return any(is_stochastic_path(innermost(site["fn"])) for site in sites)
 
     def _is_many(self, site: Site) -> bool:
         dims = [s["infer"]["_enumerate_dim"] for s in self.guide if is_enumerated(s)]

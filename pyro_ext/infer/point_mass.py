@@ -9,7 +9,7 @@ from pyro.distributions.util import is_identically_zero
 from torch import Tensor
 from torch.distributions import register_kl
 
-from pyro_ext.distributions.stochastic_density import AuxiliaryLost
+from pyro_ext.distributions.stochastic_density import AuxiliaryLost, StochasticDensity
 
 
 class Drawn(Delta):
@@ -77,6 +77,13 @@ class Weighed(Delta):
             self.event_dim,
             validate_args=False,
         )
+
+
+def is_stochastic_path(distribution: Any) -> bool:
+    """Whether it is a stochastic density whose draws carry a path, or a draw of one."""
+    if isinstance(distribution, StochasticDensity):
+        return bool(distribution.has_rsample or distribution.is_partly_pathwise)
+    return isinstance(distribution, Drawn) and distribution.v.requires_grad
 
 
 @register_kl(Weighed, Distribution)

@@ -92,6 +92,7 @@ def _refuse(particles: Particles, bound: Bound, estimator: Estimator) -> None:
         ),
         "sites have different scales": run.is_tempered and estimator is rws,
         "draws of the guide depend on enumerated ones": run.draws_many and estimator is rws,
+        "a stochastic density draws along paths": run.has_stochastic_paths and estimator is rws,
     }
     for reason, is_given in reasons.items():
         if is_given:

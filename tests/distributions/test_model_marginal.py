@@ -214,6 +214,8 @@ def test_a_guide_inside_may_be_stochastic_too(batch, num):
     x, upper = d.sample_and_log_prob((20_000,))
     assert upper.shape == x.shape == (20_000, *batch)
     assert_mean(exact.log_prob(x).exp() * (-upper).exp(), 1.0)
+    masked = d.mask(torch.tensor(True))
+    assert masked.score_parts(masked()).log_prob.shape == batch
     lower = d.log_prob(x)
     assert_mean((lower - exact.log_prob(x)).exp(), 1.0)
     assert lower.mean() < exact.log_prob(x).mean() < upper.mean()

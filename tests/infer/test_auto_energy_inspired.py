@@ -29,7 +29,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from pyro_ext.distributions import AuxiliaryLost, ImportanceSampler, SelfNormalizedImportance
-from pyro_ext.infer import AutoEnergyInspired, MultiSampleELBO, pathwise
+from pyro_ext.infer import AutoEnergyInspired, MultiSampleELBO, pathwise, rws
 from pyro_ext.nn import EnergyNet
 
 ZERO = torch.zeros((), dtype=torch.float64)
@@ -498,6 +498,20 @@ def test_pathwise_estimator_is_refused():
     model = Curved()
     with pytest.raises(ValueError, match="not reparameterised"):
         MultiSampleELBO(2, gradient=pathwise).loss_and_grads(model, make(model))
+
+
+def test_reweighted_wake_sleep_would_follow_the_path():
+    model = Curved()
+    elbo = MultiSampleELBO(2, gradient=rws, max_plate_nesting=0)
+    with pytest.raises(ValueError, match="where a stochastic density draws along paths"):
+        elbo.loss_and_grads(model, make(model))
+
+    def by_hand():
+        base = dist.Normal(pyro.param("loc", ZERO), 1.0)
+        pyro.sample("z", SelfNormalizedImportance(base, torch.square, 3).to_event(0))
+
+    with pytest.raises(ValueError, match="where a stochastic density draws along paths"):
+        elbo.loss_and_grads(model, by_hand)
 
 
 def test_importance_weighs_with_the_upper_bound():
