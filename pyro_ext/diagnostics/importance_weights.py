@@ -185,10 +185,10 @@ def importance_diagnostics(
         guide: its guide, trained.
         *args: arguments of model and guide.
         num_particles: :math:`K \ge 25`, in total.
-        chunk_size: particles per run. Pass 1 for a density that shares random numbers between
-            the particles of a run, such as
-            :class:`~pyro_ext.distributions.SelfNormalizedImportance` with ``share_proposals``:
-            the standard errors need independent particles.
+        chunk_size: particles per run. The standard errors need independent particles, so that it
+            is 1, if not given, for densities that share random numbers between the particles of
+            a run, such as :class:`~pyro_ext.distributions.SelfNormalizedImportance` with
+            ``share_proposals``. That takes its time; ``share_proposals=False`` is the other way.
         max_plate_nesting: the number of nested plates; guessed by one more run.
         vectorize_particles: ``False`` runs model and guide once for each particle.
         **kwargs: keyword arguments of model and guide.

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
+from pyro_ext.distributions.stochastic_density import StochasticDensity
 from pyro_ext.infer.particle_elbo import ParticleELBO
 from pyro_ext.infer.particle_traces import trace_weights
 from pyro_ext.ops.counts import count
+from pyro_ext.poutine.cut_messenger import innermost
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
 
 LARGEST_TENSOR = 2**26  # bytes; a run needs a few of them
@@ -33,8 +36,9 @@ def draw_log_weights(
         args: their arguments.
         kwargs: their keyword arguments.
         num_particles: in total.
-        chunk_size: particles per run; if not given, what keeps the largest tensor of a run below
-            ``LARGEST_TENSOR``, by one more run of one particle.
+        chunk_size: particles per run; if not given, one if a stochastic density shares proposals
+            between them, else what keeps the largest tensor of a run below ``LARGEST_TENSOR``,
+            by one more run of one particle.
         max_plate_nesting: as in :class:`~pyro_ext.infer.MultiSampleELBO`.
 
     Shape:
@@ -58,6 +62,7 @@ class _JointWeights(ParticleELBO):
     """Log-weights of particles that share no draw: where bounds are nested, of all data at once."""
 
     has_path, has_score = False, True
+    shares_noise = False  # between the particles of the last run
 
     def __init__(self, num_particles: int, max_plate_nesting: float = math.inf):
         self.num_outer = num_particles
@@ -66,6 +71,9 @@ class _JointWeights(ParticleELBO):
     def log_weights(self, model, guide, args, kwargs) -> Tensor:
         """Of shape ``(num_particles, *plates)``."""
         runs = self.draw_particles(model, guide, args, kwargs).runs
+        nodes: Any = [run.traces[side].nodes.values() for run in runs for side in (0, 1)]
+        sites = [site for side in nodes for site in side if site["type"] == "sample"]
+        self.shares_noise = any(_shares_noise(innermost(site["fn"])) for site in sites)
         parts = [trace_weights(*run.traces, run.particle_dim).log_w for run in runs]
         return torch.stack(parts) if runs[0].particle_dim is None else parts[0]
 
@@ -87,7 +95,17 @@ def _join(runs: Iterable[Tensor], num_particles: int) -> Tensor:
 def _chunk_size(weights: _JointWeights, model, guide, args, kwargs) -> int:
     with _LargestTensor() as largest:
         weights.log_weights(model, guide, args, kwargs)
+    if weights.shares_noise:
+        return 1
     return max(1, LARGEST_TENSOR // max(1, largest.nbytes))
+
+
+def _shares_noise(distribution: Any) -> bool:
+    """Whether one evaluation of a density uses the same random numbers for all values."""
+    if not isinstance(distribution, StochasticDensity) or distribution.density_kind == "exact":
+        return False
+    is_estimate = distribution.density_kind == "estimate"
+    return is_estimate or getattr(distribution, "share_proposals", False)
 
 
 class _LargestTensor(TorchFunctionMode):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_ext.distributions.proposal_gradients import ProposalGradient, reparameterized
 from pyro_ext.distributions.self_normalized_importance import SelfNormalizedImportance
 from pyro_ext.ops.counts import count
 
@@ -24,6 +25,7 @@ class ImportanceSampler(nn.Module):
             :class:`~pyro_ext.nn.EnergyNet`; any callable will do, but only modules are trained.
         num_proposals: :math:`K \ge 1`, candidates per draw and per density evaluation.
         share_proposals: as in :class:`SelfNormalizedImportance`.
+        proposal_gradient: the same; :func:`leave_one_out` for a decoder's discrete distribution.
 
     Shape:
         Batch and event shape of the result are those of the proposal.
@@ -49,6 +51,8 @@ class ImportanceSampler(nn.Module):
         energy: Callable[[Tensor], Tensor],
         num_proposals: int = 1024,
         share_proposals: bool = True,
+        *,
+        proposal_gradient: ProposalGradient = reparameterized,
     ):
         super().__init__()
         if not callable(energy):
@@ -58,6 +62,7 @@ class ImportanceSampler(nn.Module):
         self.energy = energy
         self.num_proposals = count(num_proposals, "num_proposals")
         self.share_proposals = share_proposals
+        self.proposal_gradient = proposal_gradient
 
     @property
     def event_shape(self) -> torch.Size | None:
@@ -67,5 +72,9 @@ class ImportanceSampler(nn.Module):
     def forward(self, proposal: Distribution) -> SelfNormalizedImportance:
         """The reshaped proposal."""
         return SelfNormalizedImportance(
-            proposal, self.energy, self.num_proposals, self.share_proposals
+            proposal,
+            self.energy,
+            self.num_proposals,
+            self.share_proposals,
+            proposal_gradient=self.proposal_gradient,
         )

@@ -61,7 +61,10 @@ def _as_number(value: Any, name: str, batch_shape: torch.Size) -> Tensor | float
         try:
             return float("a number" if isinstance(value, bool) else value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be a number or a tensor, got {value!r}.") from error
+            raise ValueError(
+                f"{name} must be a number or a tensor, such as the value of an estimate, got "
+                f"{value!r}."
+            ) from error
     try:
         fits = torch.broadcast_shapes(value.shape, batch_shape) == batch_shape
     except RuntimeError:

@@ -36,7 +36,8 @@ class AutoEnergyInspired(AutoStochastic):
             function is called once, when the model has been seen, and what it makes is moved to the
             device and dtype of the latent variables.
         init_loc_fn: finds initial values of the latent sites, as in Pyro's automatic guides.
-        init_scale: initial :math:`\sigma`. The sampler only reshapes what the base covers.
+        init_scale: initial :math:`\sigma`. The sampler only reshapes what the base covers: of
+            modes beyond it the guide learns nothing.
 
     Attributes:
         loc: :math:`\mu`, of shape ``(latent_dim,)``.
@@ -60,11 +61,12 @@ class AutoEnergyInspired(AutoStochastic):
         >>> from pyro_ext.nn import EnergyNet
         >>> def model(x):  # whose posterior has two modes
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("x", dist.Normal(z**2, 0.1), obs=x)
+        ...     pyro.sample("x", dist.Normal(z**2, 0.5), obs=x)
         >>> def sampler(latent_dim):
-        ...     return ImportanceSampler(EnergyNet(latent_dim), num_proposals=10)
+        ...     return ImportanceSampler(EnergyNet(latent_dim), num_proposals=32)
         >>> guide = AutoEnergyInspired(model, sampler, init_scale=1.0)
-        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+        >>> elbo = Trace_ELBO(num_particles=20, vectorize_particles=True)
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 2e-2}), elbo)
         >>> loss = svi.step(torch.tensor(1.0))
         >>> guide.get_posterior().sample((3,)).shape
         torch.Size([3, 1])

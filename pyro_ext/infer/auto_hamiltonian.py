@@ -51,7 +51,8 @@ class AutoHamiltonian(AutoStochastic):
         model: the model, whose latent variables are continuous and of fixed size.
         num_steps: :math:`T \ge 1`.
         step_size: initial :math:`\epsilon > 0`, a number or one for each unconstrained latent
-            variable. About the width of the narrowest direction of the posterior is the limit.
+            variable. About the width of the narrowest direction of the posterior is the limit,
+            beyond which paths blow up; much data make a posterior narrow.
         tempering: initial :math:`\alpha_t \in (0, 1]`, a number or one for each step; below one,
             paths start with more momentum and lose it on their way.
         hidden_dims: widths of the hidden layers of the reverse momentum net.
@@ -99,7 +100,7 @@ class AutoHamiltonian(AutoStochastic):
         self,
         model,
         num_steps: int = 5,
-        step_size: Tensor | float = 0.1,
+        step_size: Tensor | float = 0.02,
         tempering: Tensor | float | Sequence[float] = 0.9995,
         hidden_dims: Sequence[int] = (100, 100),
         init_loc_fn=init_to_median,

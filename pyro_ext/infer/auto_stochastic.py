@@ -12,6 +12,7 @@ from pyro.distributions import Delta, Normal, constraints
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
+from pyro.infer.util import is_validation_enabled
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor, nn
@@ -68,7 +69,17 @@ class AutoStochastic(AutoContinuous):
         """The posterior of the unconstrained latent vector, of event shape ``(latent_dim,)``."""
 
     def get_base_dist(self) -> Any:
-        """The diagonal normal that the posterior is made from."""
+        """The diagonal normal that the posterior is made from.
+
+        Raises:
+            ValueError: if training has made its location NaN.
+        """
+        if is_validation_enabled() and bool(self.loc.isnan().any()):
+            raise ValueError(
+                f"The location of {type(self).__name__} became NaN in an earlier step. Lower the "
+                "learning rate; for Hamiltonian paths lower step_size, too, which must stay below "
+                "the width of the narrowest direction of the posterior."
+            )
         return Normal(self.loc, self.scale).to_event(1)
 
     def _setup_prototype(self, *args, **kwargs) -> None:
@@ -158,6 +169,8 @@ class AutoStochastic(AutoContinuous):
         Returns:
             For each site a tensor with the quantiles along its first dimension.
         """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
         draws = self.get_posterior(*args, **kwargs).sample((self.num_draws,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device).reshape(-1)
         latents = torch.stack([column.quantile(levels) for column in draws.unbind(-1)], -1)

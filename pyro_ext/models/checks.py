@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin as Distribution
 from pyro.infer.util import is_validation_enabled
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def check_sizes(hidden_dims: Sequence[int], **sizes: int) -> None:
@@ -27,12 +27,23 @@ def check_instance(part: Any, role: str) -> None:
         raise ValueError(f"The {role} is the class {part.__name__}. Pass an instance of it.")
 
 
+def check_trained(part: Any, distribution: Distribution, role: str) -> None:
+    """Refuses a function that makes a distribution from parameters which nobody would train."""
+    if isinstance(part, nn.Module):
+        return
+    if distribution.log_prob(distribution.sample()).requires_grad:
+        raise ValueError(
+            f"The {role} is a function with trainable parameters, {part!r}, which the model does "
+            "not see. Pass a module that owns them and returns the distribution when it is called."
+        )
+
+
 def check_event(distribution: Distribution, dim: int, role: str) -> None:
     """Refuses a distribution over anything but one vector of size ``dim``."""
     if not hasattr(distribution, "event_shape"):
         raise ValueError(
             f"The {role} returned a {type(distribution).__name__}, expected a distribution. Pass "
-            "what returns one when it is called: a module or a function."
+            "what returns one when it is called: a module, or a function without parameters."
         )
     if distribution.event_shape != (dim,) or distribution.batch_shape != ():
         raise ValueError(

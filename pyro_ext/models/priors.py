@@ -1,5 +1,6 @@
 """Priors over latent vectors: modules that own parameters and return a distribution when called."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from pyro_ext.distributions.importance_sampler import ImportanceSampler
 from pyro_ext.nn.energy import EnergyNet
+from pyro_ext.ops.counts import count
 
 
 class StandardNormalPrior(nn.Module):
@@ -76,11 +78,31 @@ class EnergyInspiredPrior(nn.Module):
             sampler = ImportanceSampler(EnergyNet(latent_dim, hidden_dims), num_proposals)
         self.proposal = StandardNormalPrior(latent_dim)
         self.sampler = sampler
+        self.num_weights = 1
         self._check(latent_dim)
 
     def forward(self) -> Distribution:
         """The distribution, with event shape ``(latent_dim,)``."""
-        return self.sampler(self.proposal())
+        made: Any = self.sampler(self.proposal())
+        return made if self.num_weights == 1 else made.tight(self.num_weights)
+
+    def tight(self, num: int) -> "EnergyInspiredPrior":
+        """A module whose density averages ``num`` weights, for evaluation; it shares parameters.
+
+        Args:
+            num: at least one.
+
+        Raises:
+            ValueError: if ``num < 1``.
+
+        Example:
+            >>> prior = EnergyInspiredPrior(latent_dim=2, num_proposals=64)
+            >>> prior.tight(10)().log_prob(torch.zeros(5, 2)).shape
+            torch.Size([5])
+        """
+        new = copy.copy(self)
+        new.num_weights = count(num, "num")
+        return new
 
     def _check(self, latent_dim: int) -> None:
         is_made = callable(self.sampler) and not isinstance(self.sampler, type)

@@ -14,6 +14,7 @@ from pyro_ext.models.checks import (
     check_instance,
     check_mean,
     check_sizes,
+    check_trained,
     start_at_pixels,
 )
 from pyro_ext.models.mini_batch import beside, data_plate
@@ -100,7 +101,9 @@ class VariationalAutoencoder(PyroModule):
         self.observation = observation
         num_features = getattr(self.posterior, "feature_dim", 2 * latent_dim)
         num_outputs = getattr(observation, "feature_dim", input_dim)
-        check_event(self.prior(), latent_dim, "prior")
+        made = self.prior()
+        check_event(made, latent_dim, "prior")
+        check_trained(self.prior, made, "prior")
         check_event(self.posterior(torch.zeros(num_features)), latent_dim, "posterior")
         hidden = list(hidden_dims)
         self.encoder = DenseNN(input_dim + context_dim, hidden, [num_features], nn.Tanh())

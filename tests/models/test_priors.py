@@ -52,3 +52,15 @@ def test_bad_samplers(sampler):
         ValueError, match=r"sampler must|ImportanceSampler\(energy\)|events of shape"
     ):
         EnergyInspiredPrior(2, sampler=sampler)
+
+
+def test_tight_priors_share_parameters():
+    prior = EnergyInspiredPrior(2, (7,), num_proposals=5)
+    tight = prior.tight(2_000)
+    assert tight.sampler is prior.sampler
+    z = torch.zeros(2)
+    loose = torch.stack([prior().log_prob(z) for _ in range(200)]).mean()
+    assert loose < tight().log_prob(z)  # by far more than the noise, Jensen's gap
+    assert prior().log_prob(z) != prior.tight(1)().log_prob(z)
+    with pytest.raises(ValueError, match="num must be an integer >= 1"):
+        prior.tight(0)

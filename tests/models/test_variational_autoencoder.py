@@ -279,6 +279,13 @@ def test_training_reaches_the_likelihood_of_a_known_mixture(prior):
     assert exact - 0.15 < bound < exact + 0.075
 
 
+def test_a_function_may_be_a_prior_if_it_has_no_parameters():
+    VariationalAutoencoder(6, 2, (5,), lambda: dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    prior = EnergyInspiredPrior(2)
+    with pytest.raises(ValueError, match="prior is a function with trainable parameters"):
+        VariationalAutoencoder(6, 2, (5,), lambda: prior())
+
+
 def test_parts_of_the_wrong_kind():
     with pytest.raises(ValueError, match=r"class FullCovarianceNormal\. Pass an instance"):
         VariationalAutoencoder(8, 3, (4,), posterior=FullCovarianceNormal)
