@@ -145,7 +145,7 @@ def test_reciprocal_of_the_upper_density_is_unbiased(num, draw):
 # Truth: closed forms.
 
 
-def gaussian_oracle(curvature, step_size, tempering):
+def gaussian_by_hand(curvature, step_size, tempering):
     """Marginal scale of the position; location and scale of the momentum given it, as a net."""
     path = torch.eye(2, dtype=torch.float64)
     alphas = [1 / math.prod(tempering), *tempering]
@@ -164,8 +164,8 @@ def gaussian_oracle(curvature, step_size, tempering):
 @pytest.mark.parametrize("num", [1, 3])
 def test_a_quadratic_potential_is_a_gaussian_and_the_bounds_are_exact(curvature, num):
     step_sizes, tempering = torch.tensor([0.3, 0.5], dtype=torch.float64), [0.9, 0.7, 1.0, 0.8]
-    oracles = [gaussian_oracle(curvature, eps.item(), tempering) for eps in step_sizes]
-    scale, slope, rest = (torch.stack(parts) for parts in zip(*oracles, strict=True))
+    by_hand = [gaussian_by_hand(curvature, eps.item(), tempering) for eps in step_sizes]
+    scale, slope, rest = (torch.stack(parts) for parts in zip(*by_hand, strict=True))
     base = dist.Normal(torch.zeros(2, dtype=torch.float64), 1.0).to_event(1)
     d = HamiltonianImportance(
         base,
