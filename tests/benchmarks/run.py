@@ -37,7 +37,7 @@ SETTINGS = {
         "energy and acceptance logit": "50-100-100-1, tanh, as they start",
         "candidates of SNIS, TRS and LARS": 1024,
         "HIS": "five leapfrog steps, momentum net 50-100-100-100",
-        "sampling": "1,000 draws at once; LARS stops once one is accepted, TRS keeps all",
+        "sampling": "1,000 draws at once; rejection stops at the first accepted candidate",
         "dtype": "float32",
     },
     "speed_self_normalized_importance": {
