@@ -12,7 +12,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch.distributions import Distribution
 
 # So that test modules can say `from fixtures import FIXTURES`; tests is not a package.
-sys.path.insert(0, str(Path(__file__).parent / "distributions"))
+sys.path[:0] = [str(Path(__file__).parent / room) for room in ("distributions", "infer")]
 
 
 def global_state() -> dict:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pyro_ext.distributions.stochastic_density import StochasticDensity
 from pyro_ext.infer.particle_elbo import ParticleELBO
-from pyro_ext.infer.particle_traces import trace_weights
+from pyro_ext.infer.particle_traces import ParticleTraces, random_sites, trace_weights
 from pyro_ext.ops.counts import count
 from pyro_ext.poutine.cut_messenger import innermost
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
@@ -62,7 +62,6 @@ class _JointWeights(ParticleELBO):
     """Log-weights of particles that share no draw: where bounds are nested, of all data at once."""
 
     has_path, has_score = False, True
-    shares_noise = False  # between the particles of the last run
 
     def __init__(self, num_particles: int, max_plate_nesting: float = math.inf):
         self.num_outer = num_particles
@@ -70,12 +69,12 @@ class _JointWeights(ParticleELBO):
 
     def log_weights(self, model, guide, args, kwargs) -> Tensor:
         """Of shape ``(num_particles, *plates)``."""
-        runs = self.draw_particles(model, guide, args, kwargs).runs
-        nodes: Any = [run.traces[side].nodes.values() for run in runs for side in (0, 1)]
-        sites = [site for side in nodes for site in side if site["type"] == "sample"]
-        self.shares_noise = any(_shares_noise(innermost(site["fn"])) for site in sites)
-        parts = [trace_weights(*run.traces, run.particle_dim).log_w for run in runs]
-        return torch.stack(parts) if runs[0].particle_dim is None else parts[0]
+        return _stack(self.draw_particles(model, guide, args, kwargs).runs)
+
+
+def _stack(runs: list[ParticleTraces]) -> Tensor:
+    parts = [trace_weights(*run.traces, run.particle_dim).log_w for run in runs]
+    return torch.stack(parts) if runs[0].particle_dim is None else parts[0]
 
 
 def _join(runs: Iterable[Tensor], num_particles: int) -> Tensor:
@@ -94,8 +93,10 @@ def _join(runs: Iterable[Tensor], num_particles: int) -> Tensor:
 
 def _chunk_size(weights: _JointWeights, model, guide, args, kwargs) -> int:
     with _LargestTensor() as largest:
-        weights.log_weights(model, guide, args, kwargs)
-    if weights.shares_noise:
+        runs = weights.draw_particles(model, guide, args, kwargs).runs
+        _stack(runs)
+    sites = [site for trace in runs[0].traces for site in random_sites(trace)]
+    if any(_shares_noise(innermost(site["fn"])) for site in sites):
         return 1
     return max(1, LARGEST_TENSOR // max(1, largest.nbytes))
 

@@ -104,19 +104,6 @@ def check_base(base_dist: Any) -> None:
         )
 
 
-def check_event(base_dist: Distribution, role: str, function: Any) -> None:
-    """Refuses a potential or a momentum net that says it is defined on other events."""
-    declared = getattr(function, "event_shape", None)
-    declared = base_dist.event_shape if declared is None else declared
-    declared = torch.Size([declared] if isinstance(declared, int) else declared)
-    if declared != base_dist.event_shape:
-        raise ValueError(
-            f"The {role} is defined on events of shape {tuple(declared)}, but the base "
-            f"distribution {base_dist} has events of shape {tuple(base_dist.event_shape)}. Make "
-            "them agree; base_dist.to_event(n) turns batch dimensions into event dimensions."
-        )
-
-
 def check_factors(
     name: str, value: Any, shape: torch.Size | tuple[int, ...], top: float, validate: bool
 ) -> None:

@@ -12,14 +12,13 @@ from torch.distributions import Distribution, constraints
 from pyro_ext.distributions.hamiltonian_checks import (
     check_alone,
     check_base,
-    check_event,
     check_factors,
     check_finite,
     check_moments,
     check_potential,
     check_shape,
 )
-from pyro_ext.distributions.proposals import align, refuse_bound, separated, unmoved
+from pyro_ext.distributions.proposals import align, check_event, refuse_bound, separated, unmoved
 from pyro_ext.distributions.stochastic_density import StochasticDensity
 from pyro_ext.ops.counts import count
 from pyro_ext.ops.leapfrog import inverse_leapfrog, leapfrog
@@ -129,8 +128,8 @@ class HamiltonianImportance(StochasticDensity):
     ):
         check_potential(potential, stacklevel=4)
         check_base(base_dist)
-        check_event(base_dist, "potential", potential)
-        check_event(base_dist, "momentum net", momentum_net)
+        check_event(base_dist, "potential", potential, "base distribution")
+        check_event(base_dist, "momentum net", momentum_net, "base distribution")
         self.base_dist = base_dist
         self.potential = potential
         self.num_steps = count(num_steps, "num_steps")
@@ -271,16 +270,10 @@ class HamiltonianImportance(StochasticDensity):
     def _sum(self, x: Tensor) -> Tensor:
         return sum_rightmost(x, self.event_dim)
 
-    def _batch_of(self, value: Tensor) -> torch.Size:
-        batch = value.shape[: value.dim() - self.event_dim]
-        return torch.broadcast_shapes(batch, self.batch_shape)
-
     def __repr__(self):
         return (
             f"HamiltonianImportance({self.base_dist}, {self.potential}, "
-            f"num_steps={self.num_steps})"
-            + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
-            + ("" if self._seed is None else f".frozen({self._seed})")
+            f"num_steps={self.num_steps})" + self._variant
         )
 
 

@@ -102,9 +102,15 @@ class HamiltonianSampler(nn.Module):
 
     def forward(self, base_dist: Distribution) -> HamiltonianImportance:
         """The reshaped distribution."""
+        return self.follow(base_dist, self.potential)
+
+    def follow(
+        self, base_dist: Distribution, potential: Callable[[Tensor], Tensor]
+    ) -> HamiltonianImportance:
+        """A distribution reshaped by this dynamics in another potential."""
         return HamiltonianImportance(
             base_dist,
-            self.potential,
+            potential,
             self.num_steps,
             self.step_size,
             self.tempering,

@@ -228,7 +228,5 @@ class LearnedAcceptReject(StochasticDensity):
     def __repr__(self):
         return (
             f"LearnedAcceptReject({self.proposal}, {self.logit}, num_tries={self.num_tries}, "
-            f"normalizer={self.normalizer}, num_proposals={self.num_proposals})"
-            + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
-            + ("" if self._seed is None else f".frozen({self._seed})")
+            f"normalizer={self.normalizer}, num_proposals={self.num_proposals})" + self._variant
         )

@@ -140,7 +140,7 @@ class ModelMarginal(StochasticDensity):
     def draw_auxiliaries(self, value: Tensor, num: int) -> _Latents:
         """Runs the guide once, with ``num`` draws of the latents on the left."""
         value = self._spread(value)
-        shape = torch.Size([num]) + self._batch_of(value)
+        shape = torch.Size([num]) + self._batch_of(value, self._own_batch_shape)
         return _Latents(run(self.guide, value, batch_shape=shape), False)
 
     def log_weights(self, value: Tensor, auxiliaries: _Latents) -> Tensor:
@@ -177,11 +177,7 @@ class ModelMarginal(StochasticDensity):
 
     def _spread(self, value: Tensor) -> Tensor:
         """The value with a dimension for each of the model's own batch."""
-        batch = value.shape[: value.dim() - self.event_dim]
-        return value.expand(torch.broadcast_shapes(batch, self._own_batch_shape) + self.event_shape)
-
-    def _batch_of(self, value: Tensor) -> torch.Size:
-        return value.shape[: value.dim() - self.event_dim]
+        return value.expand(self._batch_of(value, self._own_batch_shape) + self.event_shape)
 
     def _check_guide(self, model: Sites) -> None:
         with torch.no_grad():
@@ -201,8 +197,7 @@ class ModelMarginal(StochasticDensity):
     def __repr__(self):
         return (
             f"ModelMarginal({name_of(self.model)}, {name_of(self.guide)}, site={self.site!r})"
-            + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
-            + ("" if self._seed is None else f".frozen({self._seed})")
+            + self._variant
         )
 
 

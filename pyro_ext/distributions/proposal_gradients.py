@@ -154,8 +154,7 @@ def _draw_and_score(proposal: Any, sample_shape: torch.Size) -> tuple[Tensor, An
             "that bounds nothing. Use TruncatedRejection, or estimate the normaliser first."
         )
     if isinstance(proposal, StochasticDensity):
-        has_path = proposal.has_rsample or proposal.is_partly_pathwise
-        candidates, auxiliaries = proposal.simulate(sample_shape, pathwise=has_path)
+        candidates, auxiliaries = proposal.simulate(sample_shape, pathwise=proposal.has_path)
         return candidates, proposal.score_function(auxiliaries)
     candidates = proposal(sample_shape)
     return candidates, proposal.score_parts(candidates).score_function

@@ -10,6 +10,8 @@ from torch.distributions import Distribution
 
 from pyro_ext.distributions.wrappers import density_kind
 
+REMEDY = "or SelfNormalizedImportance with proposal_gradient=leave_one_out"
+
 
 def check_proposal(owner: str, proposal: Any, function: Any, role: str = "energy") -> None:
     """Refuses what is no distribution, no callable, or what disagrees about the event shape."""
@@ -18,14 +20,21 @@ def check_proposal(owner: str, proposal: Any, function: Any, role: str = "energy
             f"{owner} takes a distribution as proposal and a callable as {role}, got "
             f"{proposal!r} and {function!r}."
         )
+    check_event(proposal, role, function)
+
+
+def check_event(
+    source: Distribution, role: str, function: Any, source_role: str = "proposal"
+) -> None:
+    """Refuses a function that says it is defined on other events than those of a distribution."""
     declared = getattr(function, "event_shape", None)
-    declared = proposal.event_shape if declared is None else declared
+    declared = source.event_shape if declared is None else declared
     declared = torch.Size([declared] if isinstance(declared, int) else declared)
-    if declared != proposal.event_shape:
+    if declared != source.event_shape:
         raise ValueError(
-            f"The {role} is defined on events of shape {tuple(declared)}, but the proposal "
-            f"{proposal} draws events of shape {tuple(proposal.event_shape)}. Make them agree; "
-            "proposal.to_event(n) turns batch dimensions into event dimensions."
+            f"The {role} is defined on events of shape {tuple(declared)}, but the {source_role} "
+            f"{source} draws events of shape {tuple(source.event_shape)}. Make them agree; its "
+            "to_event(n) turns batch dimensions into event dimensions."
         )
 
 
@@ -122,14 +131,13 @@ def _call(
     return result
 
 
-def refuse_biased_gradient(proposal: Distribution, values: Tensor) -> None:
+def refuse_biased_gradient(source: Distribution, values: Tensor, role: str, remedy: str) -> None:
     """Raises if the distribution of draws without a path depends on trainable parameters."""
-    if torch.is_grad_enabled() and proposal.log_prob(values).requires_grad:
+    if torch.is_grad_enabled() and source.log_prob(values).requires_grad:
         raise ValueError(
-            f"The proposal {proposal} has trainable parameters but no reparameterised samples, so "
-            "the gradient of the bound with respect to them would be biased. Detach them, use a "
-            "proposal with rsample, or evaluate under torch.no_grad(); SelfNormalizedImportance "
-            "also takes proposal_gradient=leave_one_out."
+            f"The {role} {source} has trainable parameters but no reparameterised samples, so that "
+            "the gradient of the bound would be biased. Detach them, evaluate under "
+            f"torch.no_grad(), use one with rsample, {remedy}."
         )
 
 
@@ -143,13 +151,15 @@ def refuse_bound(owner: Distribution, proposal: Distribution, role: str) -> None
         )
 
 
-def draw_candidates(proposal: Distribution, sample_shape: torch.Size) -> Tensor:
+def draw_candidates(
+    source: Distribution, sample_shape: torch.Size, role: str = "proposal", remedy: str = REMEDY
+) -> Tensor:
     """Draws with a path, or without one if no gradient is lost."""
-    if proposal.has_rsample:
-        return proposal.rsample(sample_shape)
-    candidates = proposal.sample(sample_shape)
-    refuse_biased_gradient(proposal, candidates[(slice(1),) * len(sample_shape)])
-    return candidates
+    if source.has_rsample:
+        return source.rsample(sample_shape)
+    draws = source.sample(sample_shape)
+    refuse_biased_gradient(source, draws[(slice(1),) * len(sample_shape)], role, remedy)
+    return draws
 
 
 def padded_batch(proposal: Distribution, batch_shape: torch.Size) -> torch.Size:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, constraints
+from torch.distributions import Categorical, Distribution
 from torch.nn.functional import logsigmoid
 
 from pyro_ext.distributions import proposals as parts
@@ -17,7 +17,7 @@ from pyro_ext.distributions.proposal_gradients import (
     reparameterized,
     straight_through,
 )
-from pyro_ext.distributions.stochastic_density import StochasticDensity
+from pyro_ext.distributions.reshaped_proposal import ReshapedProposal
 from pyro_ext.distributions.wrappers import density_kind
 from pyro_ext.ops.counts import count
 from pyro_ext.ops.leave_one_out import scored, self_normalized
@@ -32,7 +32,7 @@ class _Others(NamedTuple):
     score: Tensor | None = None  # (num, K - 1, *batch): their owed log densities
 
 
-class SelfNormalizedImportance(StochasticDensity):
+class SelfNormalizedImportance(ReshapedProposal):
     r"""Stochastic: self-normalised importance sampling (SNIS), whose ``log_prob`` is a lower bound.
 
     .. math::
@@ -136,20 +136,10 @@ class SelfNormalizedImportance(StochasticDensity):
         self.proposal_gradient = proposal_gradient
         super().__init__(proposal.batch_shape, proposal.event_shape, validate_args=validate_args)
 
-    @constraints.dependent_property
-    def support(self):
-        """The proposal's support."""
-        return self.proposal.support
-
     @property
     def density_kind(self) -> str:  # type: ignore[override]
         """``"exact"`` for a single candidate from an exact proposal, else ``"lower"``."""
         return self._proposal_kind if self.num_proposals == 1 else "lower"
-
-    @staticmethod
-    def infer_shapes(**arg_shapes):
-        """Not possible: the arguments are a distribution and a callable, not tensors."""
-        raise NotImplementedError("SelfNormalizedImportance takes its shapes from its proposal.")
 
     @property
     def is_partly_pathwise(self) -> bool:
@@ -178,10 +168,9 @@ class SelfNormalizedImportance(StochasticDensity):
         """Draws the ``num_proposals - 1`` other candidates, ``num`` times."""
         if self.num_proposals == 1:
             return _Others(None)
-        shared = self.share_proposals or self._seed is not None
-        batch_shape = self._shared_batch if shared else self._batch_of(value, self.batch_shape)
         shape = torch.Size((num, self.num_proposals - 1))
-        others, score = self.proposal_gradient(self.proposal.expand(batch_shape), shape)
+        proposal = self.proposal.expand(self._fresh_batch(value))
+        others, score = self.proposal_gradient(proposal, shape)
         log_w = self._log_weight(others)
         if score is None:
             return _Others(log_w.logsumexp(1))
@@ -192,8 +181,7 @@ class SelfNormalizedImportance(StochasticDensity):
         log_pi = self.proposal.log_prob(value)
         if auxiliaries.log_sum is None:
             return log_pi.unsqueeze(0)
-        value = value.expand(self._batch_of(value, self._shared_batch) + self.event_shape)
-        log_w = self._log_weight(value)  # (*batch)
+        log_w = self._log_weight(self._spread(value))  # (*batch)
         log_share = logsigmoid(log_w - parts.align(auxiliaries.log_sum, log_w.dim()))
         if auxiliaries.log_w is not None and auxiliaries.score is not None:
             fresh = (auxiliaries.log_w, auxiliaries.score)
@@ -258,34 +246,9 @@ class SelfNormalizedImportance(StochasticDensity):
             )
         return super().score_parts(value)
 
-    def tight(self, num: int):
-        """A copy whose bounds average ``num`` weights, and so do those of a random proposal."""
-        new = super().tight(num)
-        new.proposal = parts.tightened(self.proposal, num)
-        return new
-
-    def separate(self, batch_shape: torch.Size):
-        """A copy that shares no proposals between the elements of a larger batch shape."""
-        new = super().separate(batch_shape)
-        new.proposal = parts.apart(self.proposal, batch_shape)
-        return new
-
-    def frozen(self, seed: int):
-        """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""
-        new = super().frozen(seed)
-        new.proposal = parts.unmoved(self.proposal, seed)
-        return new
-
     @property
     def _proposal_kind(self) -> str:
         return density_kind(self.proposal)
-
-    @property
-    def _shared_batch(self) -> torch.Size:
-        return parts.padded_batch(self.proposal, self.batch_shape)
-
-    def _batch_of(self, value: Tensor, batch_shape: torch.Size) -> torch.Size:
-        return torch.broadcast_shapes(value.shape[: value.dim() - self.event_dim], batch_shape)
 
     def _log_weight(self, x: Tensor) -> Tensor:
         finite = self._validate_args
@@ -299,8 +262,7 @@ class SelfNormalizedImportance(StochasticDensity):
             f"num_proposals={self.num_proposals}, share_proposals={self.share_proposals}"
             + ("" if gradient is reparameterized else f", proposal_gradient={name}")
             + ")"
-            + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
-            + ("" if self._seed is None else f".frozen({self._seed})")
+            + self._variant
         )
 
 

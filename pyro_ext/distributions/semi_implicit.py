@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_ext.distributions.proposals import draw_candidates
 from pyro_ext.distributions.stochastic_density import StochasticDensity
 from pyro_ext.distributions.wrappers import density_kind
+
+REMEDY = "or sum it out (MixtureSameFamily)"
 
 
 class _Mixed(NamedTuple):
@@ -158,9 +161,7 @@ class SemiImplicit(StochasticDensity):
         """Draws fresh mixing variables, from the reverse density or else their own."""
         reverse = None if self.reverse is None else self._reversed(value)
         source = self.mixing.expand(self._fresh_batch(value)) if reverse is None else reverse
-        psi = _draw(source, torch.Size([num]), pathwise=True)
-        if not source.has_rsample:
-            _refuse_biased_gradient(source, psi)
+        psi = draw_candidates(source, torch.Size([num]), "distribution of the mixing", REMEDY)
         return _Mixed(psi, self._given(psi), reverse)
 
     def log_weights(self, value: Tensor, auxiliaries: _Mixed) -> Tensor:
@@ -179,8 +180,7 @@ class SemiImplicit(StochasticDensity):
 
     def _fresh_batch(self, value: Tensor) -> torch.Size:
         """One mixing variable for each value, or as many for any values if frozen."""
-        batch = value.shape[: value.dim() - self.event_dim]
-        batch = torch.broadcast_shapes(batch, self.batch_shape)
+        batch = self._batch_of(value)
         if self._seed is None:
             return batch
         return torch.Size((1,) * (len(batch) - len(self._own_batch))) + self._own_batch
@@ -212,9 +212,7 @@ class SemiImplicit(StochasticDensity):
     def _reversed(self, value: Tensor) -> Any:
         reverse: Any = self.reverse
         made = _exact(reverse(value), "reverse")
-        batch = torch.broadcast_shapes(
-            value.shape[: value.dim() - self.event_dim], self.batch_shape
-        )
+        batch = self._batch_of(value)
         if (
             made.event_shape != self.mixing.event_shape
             or torch.broadcast_shapes(made.batch_shape, batch) != batch
@@ -228,11 +226,7 @@ class SemiImplicit(StochasticDensity):
         return made.expand(batch)
 
     def __repr__(self):
-        return (
-            f"SemiImplicit({self.mixing}, {self.conditional}, {self.reverse})"
-            + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
-            + ("" if self._seed is None else f".frozen({self._seed})")
-        )
+        return f"SemiImplicit({self.mixing}, {self.conditional}, {self.reverse})" + self._variant
 
 
 def _check_arguments(mixing: Any, conditional: Any, reverse: Any) -> None:
@@ -255,13 +249,3 @@ def _exact(distribution: Any, name: str, verb: str = "return") -> Any:
 
 def _draw(source: Any, sample_shape: torch.Size, pathwise: bool) -> Tensor:
     return (source.rsample if pathwise and source.has_rsample else source.sample)(sample_shape)
-
-
-def _refuse_biased_gradient(source: Any, psi: Tensor) -> None:
-    if torch.is_grad_enabled() and source.log_prob(psi).requires_grad:
-        raise ValueError(
-            f"Fresh mixing variables from {source} have trainable parameters but no "
-            "reparameterised samples, so the gradient of the bound would be biased. Use one with "
-            "rsample, sum it out (MixtureSameFamily), detach its parameters, or evaluate under "
-            "torch.no_grad()."
-        )

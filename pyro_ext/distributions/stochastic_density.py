@@ -133,6 +133,11 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
         return False
 
     @property
+    def has_path(self) -> bool:
+        """Whether draws have a path, wholly or in part."""
+        return bool(self.has_rsample or self.is_partly_pathwise)
+
+    @property
     def draw_size(self) -> int:
         """Numbers that one draw of the whole batch holds in memory on its way."""
         return self.shape().numel()
@@ -145,7 +150,7 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
 
     def __call__(self, sample_shape=torch.Size()) -> Tensor:
         """Draws values as ``pyro.sample`` does: with a path, as far as there is one."""
-        if not (self.has_rsample or self.is_partly_pathwise):
+        if not self.has_path:
             return self.sample(sample_shape)
         return self._remember(*self.simulate(torch.Size(sample_shape), pathwise=True))
 
@@ -258,8 +263,19 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
         return self.expand(batch_shape)
 
     def _bound(self, value: Tensor, log_w: Tensor) -> Tensor:
+        return iwae(log_w).expand(self._batch_of(value))
+
+    def _batch_of(self, value: Tensor, batch_shape: torch.Size | None = None) -> torch.Size:
+        """Batch shape of values, broadcast with one of ours."""
         batch = value.shape[: value.dim() - self.event_dim]
-        return iwae(log_w).expand(torch.broadcast_shapes(batch, self.batch_shape))
+        own = self.batch_shape if batch_shape is None else batch_shape
+        return torch.broadcast_shapes(batch, own)
+
+    @property
+    def _variant(self) -> str:
+        """What ``repr`` shows of :meth:`tight` and :meth:`frozen`."""
+        tight = f".tight({self._num_weights})" if self._num_weights > 1 else ""
+        return tight + ("" if self._seed is None else f".frozen({self._seed})")
 
     def _check_caller(self, value: Tensor) -> None:
         name = type(self).__name__

@@ -5,20 +5,16 @@ from collections.abc import Callable
 import torch
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
 from pyro_ext.distributions.normalizer import as_normalizer, as_reverse_logit, refuse_training
 from pyro_ext.distributions.proposals import (
-    apart,
     check_proposal,
     choose,
     draw_candidates,
     evaluate,
-    padded_batch,
     refuse_bound,
-    tightened,
-    unmoved,
 )
 from pyro_ext.distributions.rejection import (
     NormalizerEstimate,
@@ -32,13 +28,13 @@ from pyro_ext.distributions.rejection_bounds import (
     SummedIndex,
     log_index,
 )
-from pyro_ext.distributions.stochastic_density import StochasticDensity
+from pyro_ext.distributions.reshaped_proposal import ReshapedProposal
 from pyro_ext.distributions.wrappers import density_kind
 from pyro_ext.ops.counts import count
 from pyro_ext.ops.truncated_geometric import log_truncated_ratio
 
 
-class TruncatedRejection(StochasticDensity):
+class TruncatedRejection(ReshapedProposal):
     r"""Stochastic: truncated rejection sampling (TRS), whose ``log_prob`` is a lower bound.
 
     Candidates :math:`x_0, x_1, \dots \sim \pi` are tried in turn, and each is accepted with
@@ -156,20 +152,10 @@ class TruncatedRejection(StochasticDensity):
         self.normalizer = as_normalizer(normalizer, self.batch_shape, self._validate_args)
         self.reverse_logit = as_reverse_logit(reverse_logit, self.batch_shape)
 
-    @constraints.dependent_property
-    def support(self):
-        """The proposal's support."""
-        return self.proposal.support
-
     @property
     def density_kind(self) -> str:  # type: ignore[override]
         """``"exact"`` for one try or a given normalizer, if the proposal is, else ``"lower"``."""
         return density_kind(self.proposal) if self._is_closed else "lower"
-
-    @staticmethod
-    def infer_shapes(**arg_shapes):
-        """Not possible: the arguments are a distribution and a callable, not tensors."""
-        raise NotImplementedError("TruncatedRejection takes its shapes from its proposal.")
 
     @property
     def is_partly_pathwise(self) -> bool:
@@ -207,10 +193,8 @@ class TruncatedRejection(StochasticDensity):
         """Draws the ``num_tries - 1`` other candidates, ``num`` times; none in closed form."""
         if self._is_closed:
             return None
-        shared = self.share_proposals or self._seed is not None
-        batch_shape = self._shared_batch if shared else self._batch_of(value, self.batch_shape)
         shape = torch.Size((self.num_tries - 1, num))
-        others = draw_candidates(self.proposal.expand(batch_shape), shape)
+        others = draw_candidates(self.proposal.expand(self._fresh_batch(value)), shape)
         return self._bound_by.fresh(self._evaluate(others))
 
     def log_weights(self, value: Tensor, auxiliaries: Auxiliaries | None) -> Tensor:
@@ -248,24 +232,6 @@ class TruncatedRejection(StochasticDensity):
                 "reverse_logit, whose bounds are looser anyway."
             )
         return super().score_parts(value)
-
-    def tight(self, num: int):
-        """A copy whose bounds average ``num`` weights, and so do those of a random proposal."""
-        new = super().tight(num)
-        new.proposal = tightened(self.proposal, num)
-        return new
-
-    def separate(self, batch_shape: torch.Size):
-        """A copy that shares no proposals between the elements of a larger batch shape."""
-        new = super().separate(batch_shape)
-        new.proposal = apart(self.proposal, batch_shape)
-        return new
-
-    def frozen(self, seed: int):
-        """A copy whose ``log_prob`` is a deterministic function; freezes a random proposal too."""
-        new = super().frozen(seed)
-        new.proposal = unmoved(self.proposal, seed)
-        return new
 
     # What LearnedAcceptReject asks, too.
 
@@ -314,17 +280,8 @@ class TruncatedRejection(StochasticDensity):
             return SummedIndex()
         return GuessedIndex(self.reverse_logit, self.num_tries)
 
-    @property
-    def _shared_batch(self) -> torch.Size:
-        return padded_batch(self.proposal, self.batch_shape)
-
-    def _batch_of(self, value: Tensor, batch_shape: torch.Size) -> torch.Size:
-        return torch.broadcast_shapes(value.shape[: value.dim() - self.event_dim], batch_shape)
-
     def _log_accept(self, value: Tensor) -> Tensor:
-        """Of values with a dimension for each of the batch's, so that a context lines up."""
-        batch_shape = self._batch_of(value, self._shared_batch)
-        return logsigmoid(self._evaluate(value.expand(batch_shape + self.event_shape)))
+        return logsigmoid(self._evaluate(self._spread(value)))
 
     def _evaluate(self, x: Tensor) -> Tensor:
         return evaluate(
@@ -339,7 +296,5 @@ class TruncatedRejection(StochasticDensity):
         ]
         return (
             f"TruncatedRejection({self.proposal}, {self.logit}, num_tries={self.num_tries}, "
-            f"share_proposals={self.share_proposals}{''.join(extra)})"
-            + (f".tight({self._num_weights})" if self._num_weights > 1 else "")
-            + ("" if self._seed is None else f".frozen({self._seed})")
+            f"share_proposals={self.share_proposals}{''.join(extra)})" + self._variant
         )

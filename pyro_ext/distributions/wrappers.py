@@ -44,6 +44,7 @@ class KeepsScoreParts:
 
 class _Wrapper(KeepsScoreParts):
     base_dist: Any
+    batch_shape: Any
     _rewrap: Any
 
     @property
@@ -63,17 +64,16 @@ class _Wrapper(KeepsScoreParts):
     def frozen(self, seed: int):
         return self._rewrap(self.base_dist.frozen(seed))
 
+    def separate(self, batch_shape: torch.Size):
+        inner = self.base_dist.batch_shape[len(self.batch_shape) :]
+        return self._rewrap(self.base_dist.separate(torch.Size(batch_shape) + inner))
+
 
 class IndependentDensity(_Wrapper, Independent):  # type: ignore[override]
     """What ``to_event`` makes of a stochastic density."""
 
     def _rewrap(self, base_dist):
         return IndependentDensity(base_dist, self.reinterpreted_batch_ndims)
-
-    def separate(self, batch_shape):
-        """A copy that shares nothing between the elements of a larger batch shape."""
-        inner = self.base_dist.batch_shape[len(self.batch_shape) :]
-        return self._rewrap(self.base_dist.separate(torch.Size(batch_shape) + inner))
 
     def score_parts(self, value):
         """The parts of the density inside, summed over the reinterpreted dimensions."""
@@ -86,10 +86,6 @@ class MaskedDensity(_Wrapper, MaskedDistribution):
 
     def _rewrap(self, base_dist):
         return MaskedDensity(base_dist, self._mask)
-
-    def separate(self, batch_shape):
-        """A copy that shares nothing between the elements of a larger batch shape."""
-        return self._rewrap(self.base_dist.separate(batch_shape))
 
     def score_parts(self, value):
         """The parts of the density inside, masked."""

@@ -99,11 +99,9 @@ class AutoEnergyInspired(AutoStochastic):
     def get_posterior(self, *args, **kwargs) -> StochasticDensity:
         """The posterior of the unconstrained latent vector, of event shape ``(latent_dim,)``."""
         sampler: Any = self._network("sampler")
-        density = sampler(self.get_base_dist()) if callable(sampler) else None
-        if (
-            not isinstance(density, StochasticDensity)
-            or density.shape() != self.get_base_dist().shape()
-        ):
+        base = self.get_base_dist()
+        density = sampler(base) if callable(sampler) else None
+        if not isinstance(density, StochasticDensity) or density.shape() != base.shape():
             raise ValueError(
                 "sampler must map the base distribution, over vectors of size "
                 f"{self.latent_dim}, to a StochasticDensity over such vectors, but "

@@ -167,14 +167,7 @@ class AutoHamiltonian(AutoStochastic):
         potential = ModelPotential(
             self._target[0], self._unpack_latent, self.latent_dim, self.num_plate_dims, args, kwargs
         )
-        return HamiltonianImportance(
-            self.get_base_dist(),
-            potential,
-            self.num_steps,
-            sampler.step_size,
-            sampler.tempering,
-            sampler.momentum_net,
-        )
+        return sampler.follow(self.get_base_dist(), potential)
 
 
 def _no_potential(z: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ class Weighed(Delta):
 def is_stochastic_path(distribution: Any) -> bool:
     """Whether it is a stochastic density whose draws carry a path, or a draw of one."""
     if isinstance(distribution, StochasticDensity):
-        return bool(distribution.has_rsample or distribution.is_partly_pathwise)
+        return distribution.has_path
     return isinstance(distribution, Drawn) and distribution.v.requires_grad
 
 

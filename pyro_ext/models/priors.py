@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin as Dist
 from torch import nn
 
 from pyro_ext.distributions.importance_sampler import ImportanceSampler
+from pyro_ext.distributions.proposals import tightened
 from pyro_ext.nn.energy import EnergyNet
 from pyro_ext.ops.counts import count
 
@@ -83,8 +84,8 @@ class EnergyInspiredPrior(nn.Module):
 
     def forward(self) -> Distribution:
         """The distribution, with event shape ``(latent_dim,)``."""
-        made: Any = self.sampler(self.proposal())
-        return made if self.num_weights == 1 else made.tight(self.num_weights)
+        made = self.sampler(self.proposal())
+        return made if self.num_weights == 1 else tightened(made, self.num_weights)
 
     def tight(self, num: int) -> "EnergyInspiredPrior":
         """A module whose density averages ``num`` weights, for evaluation; it shares parameters.

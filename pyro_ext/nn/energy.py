@@ -1,12 +1,12 @@
 """Energy functions as networks."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from pyro_ext.nn.energy_parts import Norm, check_center, check_sizes, split_shape, start
+from pyro_ext.nn.energy_parts import Norm, check_center, check_sizes, split_shape
+from pyro_ext.nn.perceptron import perceptron
 
 
 class EnergyNet(nn.Module):
@@ -73,7 +73,7 @@ class EnergyNet(nn.Module):
                 "EnergyNet applies norm to its hidden layers, but hidden_dims is empty."
             )
         dims = [self.event_shape.numel(), *hidden_dims, 1]
-        self.layers = nn.Sequential(*_alternate(dims, activation, norm))
+        self.layers = perceptron(dims, activation, norm)
         self.center: Tensor | None
         self.register_buffer("center", check_center(center, self.event_shape))
 
@@ -82,12 +82,3 @@ class EnergyNet(nn.Module):
         batch_shape = split_shape(x, self.event_shape)
         x = x if self.center is None else x - self.center
         return self.layers(x.reshape(*batch_shape, self.event_shape.numel())).squeeze(-1)
-
-
-def _alternate(
-    dims: list[int], activation: Callable[[], nn.Module], norm: Norm | None
-) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(dims[:-1]):
-        layers += [start(nn.Linear(fan_in, fan_out), norm), activation()]
-    return [*layers, start(nn.Linear(dims[-2], dims[-1]))]

@@ -45,7 +45,7 @@ def check_center(center: Tensor | None, event_shape: torch.Size) -> Tensor | Non
     return torch.empty(event_shape).copy_(center.detach())
 
 
-def split_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
+def split_shape(x: Tensor, event_shape: torch.Size, owner: str = "The energy") -> torch.Size:
     """What lies to the left of the event.
 
     Raises:
@@ -53,13 +53,13 @@ def split_shape(x: Tensor, event_shape: torch.Size) -> torch.Size:
     """
     if not isinstance(x, Tensor):
         raise ValueError(
-            f"The energy takes a tensor of values, got {x!r}. A sampler takes a distribution: put "
+            f"{owner} takes a tensor of values, got {x!r}. A sampler takes a distribution: put "
             "the energy into one, such as ImportanceSampler(energy)."
         )
     batch_shape = x.shape[: x.dim() - len(event_shape)]
     if x.shape != batch_shape + event_shape:
         raise ValueError(
-            f"The energy takes events of shape {tuple(event_shape)}, got values of shape "
+            f"{owner} takes events of shape {tuple(event_shape)}, got values of shape "
             f"{tuple(x.shape)}."
         )
     return batch_shape

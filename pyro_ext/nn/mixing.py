@@ -1,17 +1,12 @@
 """Networks of semi-implicit distributions: from noise to locations, and back to the noise."""
 
-import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
-from pyro_ext.nn.energy_parts import check_sizes, start
-
-MIN_SCALE = 1e-5
-UNIT_RAW_SCALE = math.log(math.expm1(1 - MIN_SCALE))  # whose softplus completes a scale of one
+from pyro_ext.nn.energy_parts import check_sizes
+from pyro_ext.nn.perceptron import perceptron, positive
 
 Activation = Callable[[], nn.Module]
 
@@ -48,7 +43,9 @@ class MixingNet(nn.Module):
         activation: Activation = nn.Tanh,
     ):
         super().__init__()
-        self.layers = _perceptron(noise_dim, hidden_dims, output_dim, gain, activation)
+        self.layers = perceptron(_sizes(noise_dim, hidden_dims, output_dim), activation)
+        with torch.no_grad():
+            self.layers[-1].weight.mul_(gain)  # type: ignore[operator]
 
     def forward(self, noise: Tensor) -> Tensor:
         """Locations."""
@@ -91,21 +88,14 @@ class ReverseNet(nn.Module):
         activation: Activation = nn.Tanh,
     ):
         super().__init__()
-        self.layers = _perceptron(input_dim, hidden_dims, 2 * noise_dim, 0.0, activation)
+        self.layers = perceptron(_sizes(input_dim, hidden_dims, 2 * noise_dim), activation)
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale."""
         loc, raw = self.layers(x).chunk(2, -1)
-        return loc, MIN_SCALE + softplus(raw + UNIT_RAW_SCALE)
+        return loc, positive(raw)
 
 
-def _perceptron(
-    input_dim: int, hidden_dims: Sequence[int], output_dim: int, gain: float, activation: Activation
-) -> nn.Sequential:
-    dims = check_sizes([input_dim, *check_sizes(hidden_dims, "hidden_dims"), output_dim], "sizes")
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(dims):
-        layers += [start(nn.Linear(fan_in, fan_out)), activation()]
-    with torch.no_grad():
-        layers[-2].weight.mul_(gain)  # type: ignore[operator]
-    return nn.Sequential(*layers[:-1])
+def _sizes(input_dim: int, hidden_dims: Sequence[int], output_dim: int) -> list[int]:
+    return check_sizes([input_dim, *check_sizes(hidden_dims, "hidden_dims"), output_dim], "sizes")

@@ -1,17 +1,12 @@
 """Networks that guess a momentum from a position."""
 
-import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
-from pyro_ext.nn.energy_parts import check_sizes, start
-
-MIN_SCALE = 1e-5
-UNIT_RAW_SCALE = math.log(math.expm1(1 - MIN_SCALE))  # whose softplus completes a scale of one
+from pyro_ext.nn.energy_parts import check_sizes, split_shape
+from pyro_ext.nn.perceptron import perceptron, positive
 
 
 class MomentumNet(nn.Module):
@@ -57,24 +52,11 @@ class MomentumNet(nn.Module):
         self.event_shape = torch.Size(check_sizes(event_shape, "event_shape"))
         size = self.event_shape.numel()
         dims = [size, *check_sizes(hidden_dims, "hidden_dims"), 2 * size]
-        self.layers = nn.Sequential(*_alternate(dims, activation))
+        self.layers = perceptron(dims, activation)
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Location and scale for events, over any dimensions to their left."""
-        batch_shape = x.shape[: x.dim() - len(self.event_shape)]
-        if x.shape != batch_shape + self.event_shape:
-            raise ValueError(
-                f"MomentumNet takes events of shape {tuple(self.event_shape)}, got values of "
-                f"shape {tuple(x.shape)}."
-            )
+        batch_shape = split_shape(x, self.event_shape, "MomentumNet")
         loc, raw = self.layers(x.reshape(*batch_shape, self.event_shape.numel())).chunk(2, -1)
-        scale = MIN_SCALE + softplus(raw + UNIT_RAW_SCALE)
-        return loc.reshape(x.shape), scale.reshape(x.shape)
-
-
-def _alternate(dims: list[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in pairwise(dims):
-        layers += [start(nn.Linear(fan_in, fan_out)), activation()]
-    return layers[:-1]
+        return loc.reshape(x.shape), positive(raw).reshape(x.shape)

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
+from objectives import enum, multi_sample
 from pyro import poutine
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
 from pyro.infer import (
@@ -173,14 +174,6 @@ def assert_mean(draws, truth):
 def vectorized(elbo, model, num_particles=400):
     nesting = model.max_plate_nesting
     return elbo(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=nesting)
-
-
-def multi_sample(num_particles, vectorize_particles, max_plate_nesting):
-    return MultiSampleELBO(1, num_outer=num_particles, max_plate_nesting=max_plate_nesting)
-
-
-def enum(**kwargs):
-    return TraceEnum_ELBO(strict_enumeration_warning=False, **kwargs)
 
 
 OBJECTIVES = [Trace_ELBO, TraceGraph_ELBO, enum, multi_sample]

@@ -11,13 +11,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from objectives import enum, multi_sample
 from pyro import poutine
 from pyro.infer import (
     SVI,
     Predictive,
     ReweightedWakeSleep,
     Trace_ELBO,
-    TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
@@ -80,14 +80,6 @@ def textbook(guide, model, num_draws):
     bound = model.log_joint(z) + Normal(loc, scale).log_prob(momentum).sum(-1)
     bound = bound - Normal(guide.loc, guide.scale).log_prob(start).sum(-1)
     return bound - Normal(ZERO, 1.0).log_prob(first).sum(-1)
-
-
-def multi_sample(num_particles, vectorize_particles, max_plate_nesting):
-    return MultiSampleELBO(1, num_outer=num_particles, max_plate_nesting=max_plate_nesting)
-
-
-def enum(**kwargs):
-    return TraceEnum_ELBO(strict_enumeration_warning=False, **kwargs)
 
 
 @pytest.mark.parametrize(

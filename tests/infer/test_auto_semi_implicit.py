@@ -12,13 +12,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from objectives import enum, multi_sample
 from pyro import poutine
 from pyro.infer import (
     SVI,
     Predictive,
     ReweightedWakeSleep,
     Trace_ELBO,
-    TraceEnum_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
@@ -83,14 +83,6 @@ def textbook(guide, num_fresh, num_draws):
     log_w += [terms(guide, one, z) for one in fresh]
     upper = torch.stack(log_w).logsumexp(0) - math.log(num_fresh + 1)
     return MODEL.log_joint(z) - upper
-
-
-def multi_sample(num_particles, vectorize_particles, max_plate_nesting):
-    return MultiSampleELBO(1, num_outer=num_particles, max_plate_nesting=max_plate_nesting)
-
-
-def enum(**kwargs):
-    return TraceEnum_ELBO(strict_enumeration_warning=False, **kwargs)
 
 
 OBJECTIVES = [Trace_ELBO, TraceGraph_ELBO, enum, TraceMeanField_ELBO, multi_sample]
