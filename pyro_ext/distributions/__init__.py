@@ -2,19 +2,27 @@
 
 from pyro_ext.distributions.hamiltonian_importance import HamiltonianImportance
 from pyro_ext.distributions.hamiltonian_sampler import HamiltonianSampler
+from pyro_ext.distributions.hard_concrete import HardConcrete
+from pyro_ext.distributions.hard_kumaraswamy import HardKumaraswamy
 from pyro_ext.distributions.importance_sampler import ImportanceSampler
+from pyro_ext.distributions.l0_prior import L0Prior
 from pyro_ext.distributions.learned_accept_reject import LearnedAcceptReject
 from pyro_ext.distributions.learned_accept_reject_sampler import LearnedAcceptRejectSampler
+from pyro_ext.distributions.log_uniform import LogUniform
 from pyro_ext.distributions.model_marginal import ModelMarginal
+from pyro_ext.distributions.multiplicative_normal import MultiplicativeNormal
 from pyro_ext.distributions.proposal_gradients import (
     leave_one_out,
     reparameterized,
     stop_gradient,
     straight_through,
 )
+from pyro_ext.distributions.rectified import Rectified
 from pyro_ext.distributions.self_normalized_importance import SelfNormalizedImportance
 from pyro_ext.distributions.semi_implicit import SemiImplicit
 from pyro_ext.distributions.stochastic_density import AuxiliaryLost, StochasticDensity
+from pyro_ext.distributions.truncated_log_normal import TruncatedLogNormal
+from pyro_ext.distributions.truncated_log_uniform import TruncatedLogUniform
 from pyro_ext.distributions.truncated_rejection import TruncatedRejection
 from pyro_ext.distributions.truncated_rejection_sampler import TruncatedRejectionSampler
 
@@ -22,13 +30,21 @@ __all__ = [
     "AuxiliaryLost",
     "HamiltonianImportance",
     "HamiltonianSampler",
+    "HardConcrete",
+    "HardKumaraswamy",
     "ImportanceSampler",
+    "L0Prior",
     "LearnedAcceptReject",
     "LearnedAcceptRejectSampler",
+    "LogUniform",
     "ModelMarginal",
+    "MultiplicativeNormal",
+    "Rectified",
     "SelfNormalizedImportance",
     "SemiImplicit",
     "StochasticDensity",
+    "TruncatedLogNormal",
+    "TruncatedLogUniform",
     "TruncatedRejection",
     "TruncatedRejectionSampler",
     "leave_one_out",

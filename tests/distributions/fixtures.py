@@ -16,10 +16,15 @@ from torch import Tensor, nn
 
 from pyro_ext.distributions import (
     HamiltonianImportance,
+    HardConcrete,
+    HardKumaraswamy,
     LearnedAcceptReject,
     ModelMarginal,
+    MultiplicativeNormal,
     SelfNormalizedImportance,
     SemiImplicit,
+    TruncatedLogNormal,
+    TruncatedLogUniform,
     TruncatedRejection,
     leave_one_out,
 )
@@ -246,6 +251,9 @@ def semi_implicit(loc, conditional, reverse=None, event_dim=0, validate_args=Non
 # Handlers on a stack, and methods that look it up, are more than one graph.
 PROGRAM = ("compiles",)
 
+# Both atoms, their neighbours, and the inside of a gate.
+GATES = torch.tensor([0.0, 1e-12, 1e-3, 0.3, 0.5, 0.9, 1 - 1e-7, 1.0], dtype=torch.float64)
+
 FIXTURES: dict[str, Fixture] = {
     "HamiltonianImportance-scalar": Fixture(
         hamiltonian,
@@ -281,6 +289,26 @@ FIXTURES: dict[str, Fixture] = {
             "tempering": torch.tensor([0.9, 0.95]),
             "event_dim": 1,
         },
+    ),
+    "HardConcrete-scalar": Fixture(
+        HardConcrete, {"log_alpha": torch.tensor(0.4), "temperature": 0.6}, values=GATES
+    ),
+    "HardConcrete-scalar-batch": Fixture(
+        HardConcrete,
+        {"log_alpha": torch.tensor([[-3.0, 0.0, 2.0], [1.0, -1.0, 4.0]]), "stretch": (-0.2, 1.05)},
+        values=GATES[:, None, None],
+    ),
+    "HardKumaraswamy-scalar": Fixture(
+        HardKumaraswamy, {"concentration1": torch.tensor(0.7), "concentration0": 0.4}, values=GATES
+    ),
+    "HardKumaraswamy-scalar-batch": Fixture(
+        HardKumaraswamy,
+        {
+            "concentration1": torch.tensor([[0.3], [5.0]]),
+            "concentration0": torch.tensor([0.5, 2.0, 8.0]),
+            "stretch": (-0.2, 1.05),
+        },
+        values=GATES[:, None, None],
     ),
     "LearnedAcceptReject-scalar": Fixture(
         learned_rejection,
@@ -349,6 +377,32 @@ FIXTURES: dict[str, Fixture] = {
     "SemiImplicit-reversed": Fixture(
         semi_implicit, {"loc": torch.zeros(()), "conditional": Blur(), "reverse": Unblur()}
     ),
+    "MultiplicativeNormal-scalar": Fixture(
+        MultiplicativeNormal, {"loc": torch.tensor(-0.7), "log_alpha": 0.3}
+    ),
+    "MultiplicativeNormal-scalar-batch": Fixture(
+        MultiplicativeNormal,
+        {"loc": torch.tensor([[0.5], [-2.0]]), "log_alpha": torch.tensor([-3.0, 0.0, 1.0])},
+    ),
+    "TruncatedLogNormal-scalar": Fixture(
+        TruncatedLogNormal, {"loc": torch.tensor(-0.3), "scale": 0.7, "low": -2.0, "high": 0.5}
+    ),
+    "TruncatedLogNormal-scalar-batch": Fixture(
+        TruncatedLogNormal,
+        {
+            "loc": torch.tensor([[-4.0, -1.0, 0.0], [3.0, -0.5, 0.1]]),
+            "scale": torch.tensor([0.5, 2.0, 0.1]),
+            "low": -3.0,
+            "high": 0.25,
+        },
+    ),
+    "TruncatedLogUniform-scalar": Fixture(
+        TruncatedLogUniform, {"low": torch.tensor(-2.0), "high": 0.5}
+    ),
+    "TruncatedLogUniform-scalar-batch": Fixture(
+        TruncatedLogUniform,
+        {"low": torch.tensor([[-4.0], [-2.0]]), "high": torch.tensor([-1.0, 0.0, 1.0])},
+    ),
     "TruncatedRejection-scalar": Fixture(rejection, {"loc": torch.zeros(()), "logit": Energy()}),
     "TruncatedRejection-scalar-batch": Fixture(
         rejection, {"loc": torch.zeros(2, 3), "logit": Energy()}
@@ -395,7 +449,10 @@ EXEMPT = {
     "AuxiliaryLost": "an exception",
     "HamiltonianSampler": "a module that makes one",
     "ImportanceSampler": "a module that makes one",
+    "L0Prior": "improper, cannot be drawn; its contract is in its own test",
     "LearnedAcceptRejectSampler": "a module that makes one",
+    "LogUniform": "improper, cannot be drawn; its contract is in its own test",
+    "Rectified": "abstract",
     "StochasticDensity": "abstract",
     "TruncatedRejectionSampler": "a module that makes one",
     "leave_one_out": "a gradient",

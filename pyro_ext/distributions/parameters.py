@@ -1,0 +1,65 @@
+"""Arguments of distributions, as tensors of one shape."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+def broadcast(*arguments: float | Tensor) -> tuple[Tensor, ...]:
+    """Broadcasts numbers and tensors; numbers take dtype and device of the first tensor.
+
+    As torch's own ``broadcast_all``, without copying a number from the host to a device.
+
+    Raises:
+        ValueError: if an argument is neither a number nor a tensor.
+
+    Example:
+        >>> [x.shape for x in broadcast(torch.zeros(3), 0.5)]
+        [torch.Size([3]), torch.Size([3])]
+    """
+    for argument in arguments:
+        if not isinstance(argument, (Tensor, int, float)):
+            raise ValueError(f"An argument must be a number or a tensor, got {argument!r}.")
+    given = [x for x in arguments if isinstance(x, Tensor)]
+    like = given[0] if given else torch.empty((), dtype=torch.get_default_dtype())
+    tensors = [x if isinstance(x, Tensor) else like.new_full((), x) for x in arguments]
+    return torch.broadcast_tensors(*tensors)
+
+
+def check_order(low: float | Tensor, high: float | Tensor, validate_args: bool) -> None:
+    """Refuses limits that are not in order: numbers always, tensors if validating.
+
+    Raises:
+        ValueError: unless ``low < high``.
+
+    Example:
+        >>> check_order(0.0, -20.0, True)
+        Traceback (most recent call last):
+        ...
+        ValueError: low must be less than high, got 0.0 and -20.0. They are limits ...
+    """
+    numbers = not (isinstance(low, Tensor) or isinstance(high, Tensor))
+    if (numbers or validate_args) and not bool(torch.as_tensor(low < high).all()):
+        raise ValueError(
+            f"low must be less than high, got {low} and {high}. They are limits of the logarithm, "
+            "such as -20 and 0."
+        )
+
+
+def expanded(old: Any, batch_shape: Any, instance: Any, *names: str) -> Any:
+    """A copy of a distribution with a larger batch shape: what its ``expand`` returns.
+
+    Args:
+        old: the distribution.
+        batch_shape: of the copy.
+        instance: an empty one to fill, or None.
+        names: of its parameters.
+    """
+    new, batch_shape = old._get_checked_instance(type(old), instance), torch.Size(batch_shape)
+    for name in names:
+        setattr(new, name, getattr(old, name).expand(batch_shape))
+    Distribution.__init__(new, batch_shape, old.event_shape, validate_args=False)
+    new._validate_args = old._validate_args
+    return new
