@@ -86,11 +86,19 @@ def anneal(fn: Callable | None = None, factor: float = 1.0, sites: Collection[st
         factor: as in :class:`AnnealMessenger`.
         sites: as in :class:`AnnealMessenger`.
 
+    Raises:
+        ValueError: as :class:`AnnealMessenger`, and if ``fn`` is no program.
+
     Example:
         >>> warm_up = anneal(factor=0.0)
         >>> for step in range(1000):
         ...     warm_up.factor = min(1.0, step / 500)
         ...     # svi.step(x), where svi has warm_up(model) and warm_up(guide)
     """
+    if fn is not None and not callable(fn):
+        raise ValueError(
+            f"anneal takes a program first, got {fn!r}. Write anneal(model, 0.5), or "
+            "anneal(factor=0.5) for a messenger that wraps several programs."
+        )
     messenger = AnnealMessenger(factor, sites)
     return messenger if fn is None else messenger(fn)

@@ -93,6 +93,11 @@ def test_bad_factor(factor):
         warm_up.factor = factor
 
 
+def test_a_factor_in_the_place_of_the_program():
+    with pytest.raises(ValueError, match=r"got 0.5. Write anneal\(model, 0.5\)"):
+        anneal(0.5)
+
+
 def test_a_misspelt_site_is_noticed():
     def program():
         return pyro.sample("z", dist.Normal(0.0, 1.0))
