@@ -1,8 +1,12 @@
 """Objectives for models and guides, and estimators of their gradients."""
 
+from pyro_ext.infer.auto_additive_normal import AutoAdditiveNormal
 from pyro_ext.infer.auto_energy_inspired import AutoEnergyInspired
 from pyro_ext.infer.auto_hamiltonian import AutoHamiltonian
+from pyro_ext.infer.auto_multiplicative_normal import AutoMultiplicativeNormal
 from pyro_ext.infer.auto_semi_implicit import AutoSemiImplicit
+from pyro_ext.infer.bayesianize import BayesianModule, bayesianize
+from pyro_ext.infer.constrained_elbo import ConstrainedELBO
 from pyro_ext.infer.estimators import (
     Factors,
     auto,
@@ -16,18 +20,27 @@ from pyro_ext.infer.estimators import (
     vimco_arithmetic,
 )
 from pyro_ext.infer.free_bits import FreeBitsELBO
+from pyro_ext.infer.hard_concrete_reparam import HardConcreteReparam
 from pyro_ext.infer.importance_guide import ImportanceGuide
+from pyro_ext.infer.mean_field_elbo import MeanFieldELBO
 from pyro_ext.infer.multi_sample_elbo import MultiSampleELBO
 
 __all__ = [
+    "AutoAdditiveNormal",
     "AutoEnergyInspired",
     "AutoHamiltonian",
+    "AutoMultiplicativeNormal",
     "AutoSemiImplicit",
+    "BayesianModule",
+    "ConstrainedELBO",
     "Factors",
     "FreeBitsELBO",
+    "HardConcreteReparam",
     "ImportanceGuide",
+    "MeanFieldELBO",
     "MultiSampleELBO",
     "auto",
+    "bayesianize",
     "dreg",
     "pathwise",
     "piwae",
