@@ -1,5 +1,7 @@
 """Wired models: each has ``.model`` and ``.guide``."""
 
+from pyro_ext.models.expected_flops import ExpectedFlops
+from pyro_ext.models.export_csr import CsrLinear, export_csr
 from pyro_ext.models.hierarchical_variational_autoencoder import HierarchicalVariationalAutoencoder
 from pyro_ext.models.posteriors import (
     DiagonalNormal,
@@ -7,17 +9,24 @@ from pyro_ext.models.posteriors import (
     InverseAutoregressiveFlow,
 )
 from pyro_ext.models.priors import EnergyInspiredPrior
+from pyro_ext.models.prune import prune
+from pyro_ext.models.prune_report import PruneReport
 from pyro_ext.models.semi_supervised_variational_autoencoder import (
     SemiSupervisedVariationalAutoencoder,
 )
 from pyro_ext.models.variational_autoencoder import VariationalAutoencoder
 
 __all__ = [
+    "CsrLinear",
     "DiagonalNormal",
     "EnergyInspiredPrior",
+    "ExpectedFlops",
     "FullCovarianceNormal",
     "HierarchicalVariationalAutoencoder",
     "InverseAutoregressiveFlow",
+    "PruneReport",
     "SemiSupervisedVariationalAutoencoder",
     "VariationalAutoencoder",
+    "export_csr",
+    "prune",
 ]
