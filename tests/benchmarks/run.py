@@ -27,11 +27,22 @@ ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
 }
 TITLES = {
+    "speed_bayesian_networks": "A training step of a Bayesian network, and an L0 layer",
     "speed_energy_inspired": "A training step of a VAE by its prior, and draws per second",
     "speed_self_normalized_importance": "Speed of SelfNormalizedImportance beside TFP",
     "speed_multi_sample_elbo": "A training step of MultiSampleELBO beside Pyro and NumPyro",
 }
 SETTINGS = {
+    "speed_bayesian_networks": {
+        "network": "784-300-100-10, ReLU, batch of 100, one draw, fused Adam over all parameters",
+        "prior": "standard normal; of bayesian-torch too, whose means are scaled by weights, "
+        "too much for biases",
+        "posterior": "standard deviation 0.02 at first, of torchbnn that of the prior; peers with "
+        "layers of their own start at means of their own",
+        "L0 layer": "784-300, batch of 100, gates per example, penalty; no optimiser",
+        "dtype": "float32",
+        "note": "blitz estimates the divergence by the draw; zuko clips log variances softly",
+    },
     "speed_energy_inspired": {
         "VAE": "784-300-300-50, tanh, Bernoulli pixels, batch of 128, one particle, fused Adam",
         "energy and acceptance logit": "50-100-100-1, tanh, as they start",
@@ -73,6 +84,14 @@ COMMON = {
     "compilation": "JAX is jitted and warmed up; torch is eager",
 }
 PASSES = 5
+PEERS = (
+    "bayesian-torch",
+    "blitz-bayesian-pytorch",
+    "jax",
+    "pytest-benchmark",
+    "torchbnn",
+    "zuko",
+)
 TOLD = ("implementation", "reference", "draws")
 
 
@@ -210,7 +229,7 @@ def implementation(one: dict) -> str:
 def peer_versions() -> dict[str, str]:
     """Versions that the format of results does not list."""
     found = {}
-    for package in ("jax", "pytest-benchmark"):
+    for package in PEERS:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
