@@ -10,6 +10,7 @@ RUN = [
     "build-a-vae",
     "choose-a-bound",
     "evaluate-a-latent-variable-model",
+    "sparsify-a-network",
     "train-an-energy-inspired-prior",
 ]
 
