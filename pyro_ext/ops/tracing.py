@@ -8,4 +8,9 @@ def is_traced() -> bool:
 
     So it is while compiling, and within ``torch.func.vmap`` and ``torch.func.grad``.
     """
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work."""
+    return torch._C._are_functorch_transforms_active()
