@@ -1,0 +1,58 @@
+"""Labels and vectors that a network is conditioned on."""
+
+import torch
+from torch import Tensor
+
+from pyro_ext.ops.tracing import is_traced
+
+
+def as_features(
+    context: Tensor | None, num_classes: int, context_dim: int, like: Tensor
+) -> Tensor | None:
+    """Makes vectors of a context: one-hot ones of labels, and vectors as they are.
+
+    Args:
+        context: labels ``(*batch)``, vectors ``(*batch, context_dim)`` or None.
+        num_classes: of the labels; zero if there are none.
+        context_dim: of the vectors; zero if there are none.
+        like: a parameter of the network, for dtype and device.
+
+    Returns:
+        ``(*batch, U)``, or None if there is no context.
+
+    Raises:
+        ValueError: if the context is not what the network takes.
+    """
+    if (context is None) != (not num_classes and not context_dim):
+        raise ValueError(_message(num_classes, context_dim, context))
+    if context is None:
+        return None
+    if not isinstance(context, Tensor):
+        raise ValueError(f"A context is a tensor, got {context!r}.")
+    if context_dim:
+        return _check_vectors(context, context_dim, like.dtype)
+    _check_labels(context, num_classes)
+    return torch.eye(num_classes, dtype=like.dtype, device=like.device)[context.long()]
+
+
+def _check_vectors(context: Tensor, context_dim: int, dtype: torch.dtype) -> Tensor:
+    if context.shape[-1:] != (context_dim,) or context.dtype != dtype:
+        raise ValueError(
+            f"Contexts have shape (..., {context_dim}) and {dtype}, as the network was built; "
+            f"got {tuple(context.shape)} and {context.dtype}."
+        )
+    return context
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"Labels are integers, got {labels.dtype}.")
+    if not is_traced() and bool(((labels < 0) | (labels >= num_classes)).any()):
+        raise ValueError(f"Labels are integers from 0 to {num_classes - 1}, got {labels}.")
+
+
+def _message(num_classes: int, context_dim: int, context: Tensor | None) -> str:
+    if context is not None:
+        return "This network takes no context. Build it with num_classes or context_dim."
+    what = f"labels below {num_classes}" if num_classes else f"vectors of {context_dim} numbers"
+    return f"This network needs a context: {what}."
