@@ -1,10 +1,13 @@
 """Densities that speak Pyro."""
 
+from pyro_ext.distributions.dequantized import Dequantized
+from pyro_ext.distributions.glow import Glow
 from pyro_ext.distributions.hamiltonian_importance import HamiltonianImportance
 from pyro_ext.distributions.hamiltonian_sampler import HamiltonianSampler
 from pyro_ext.distributions.hard_concrete import HardConcrete
 from pyro_ext.distributions.hard_kumaraswamy import HardKumaraswamy
 from pyro_ext.distributions.importance_sampler import ImportanceSampler
+from pyro_ext.distributions.invertible_transform import InvertibleTransform
 from pyro_ext.distributions.l0_prior import L0Prior
 from pyro_ext.distributions.learned_accept_reject import LearnedAcceptReject
 from pyro_ext.distributions.learned_accept_reject_sampler import LearnedAcceptRejectSampler
@@ -28,11 +31,14 @@ from pyro_ext.distributions.truncated_rejection_sampler import TruncatedRejectio
 
 __all__ = [
     "AuxiliaryLost",
+    "Dequantized",
+    "Glow",
     "HamiltonianImportance",
     "HamiltonianSampler",
     "HardConcrete",
     "HardKumaraswamy",
     "ImportanceSampler",
+    "InvertibleTransform",
     "L0Prior",
     "LearnedAcceptReject",
     "LearnedAcceptRejectSampler",

@@ -63,3 +63,14 @@ def expanded(old: Any, batch_shape: Any, instance: Any, *names: str) -> Any:
     Distribution.__init__(new, batch_shape, old.event_shape, validate_args=False)
     new._validate_args = old._validate_args
     return new
+
+
+def expands_to(shape: torch.Size, batch_shape: torch.Size) -> bool:
+    """Whether tensors of a shape can be expanded to another.
+
+    Example:
+        >>> expands_to(torch.Size([3, 1]), torch.Size([2, 3, 4]))
+        True
+    """
+    pairs = zip(reversed(shape), reversed(batch_shape), strict=False)
+    return len(shape) <= len(batch_shape) and all(old in (1, new) for old, new in pairs)

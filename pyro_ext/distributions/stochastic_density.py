@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_ext.distributions.caller import is_counting_plates, is_mcmc, is_score_parts, is_weighing
+from pyro_ext.distributions.parameters import expands_to
 from pyro_ext.distributions.wrappers import KeepsScoreParts
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.counts import count
@@ -249,7 +250,7 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         """A copy with a larger ``batch_shape``; parameters broadcast."""
         batch_shape = torch.Size(batch_shape)
-        if not _expands_to(self.batch_shape, batch_shape):
+        if not expands_to(self.batch_shape, batch_shape):
             raise ValueError(
                 f"{type(self).__name__} of batch shape {tuple(self.batch_shape)} "
                 f"cannot be expanded to {tuple(batch_shape)}."
@@ -324,11 +325,6 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
 
     def __getstate__(self):
         return {name: value for name, value in self.__dict__.items() if name != "_draws"}
-
-
-def _expands_to(shape: torch.Size, batch_shape: torch.Size) -> bool:
-    pairs = zip(reversed(shape), reversed(batch_shape), strict=False)
-    return len(shape) <= len(batch_shape) and all(old in (1, new) for old, new in pairs)
 
 
 def _version(value: Tensor) -> int:

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext.distributions import (
+    Dequantized,
+    Glow,
     HamiltonianImportance,
     HardConcrete,
     HardKumaraswamy,
+    InvertibleTransform,
     LearnedAcceptReject,
     ModelMarginal,
     MultiplicativeNormal,
@@ -28,8 +31,8 @@ from pyro_ext.distributions import (
     TruncatedRejection,
     leave_one_out,
 )
-from pyro_ext.nn import MomentumNet, MovingNormalizer
-from pyro_ext.testing import check_distribution
+from pyro_ext.nn import GlowLevel, GlowNet, MomentumNet, MovingNormalizer
+from pyro_ext.testing import check_distribution, check_transform
 
 
 class Fixture(NamedTuple):
@@ -248,6 +251,43 @@ def semi_implicit(loc, conditional, reverse=None, event_dim=0, validate_args=Non
     return SemiImplicit(mixing, conditional, reverse, validate_args=validate_args)
 
 
+def started(net: GlowNet, context: Tensor | None = None) -> GlowNet:
+    """A net of small images whose parameters are all at work."""
+    net.initialize(torch.randn(50, *net.image_shape), context)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    return net
+
+
+def glow(net, temperature, context=None, validate_args=None):
+    return Glow(net, context, temperature, validate_args=validate_args)
+
+
+def labelled_glow(net, temperature, validate_args=None):
+    context = torch.tensor([0, 2], device=net.top.bias.device)
+    return Glow(net, context, temperature, validate_args=validate_args)
+
+
+def dequantized(loc, scale, bits=2, noise=None, validate_args=None):
+    base = dist.Normal(loc, scale, validate_args=validate_args)
+    base = dist.Independent(base, 1, validate_args=validate_args)
+    return Dequantized(base, bits, noise, validate_args=validate_args)
+
+
+def inward(x: Tensor) -> Any:
+    """Noise that prefers the middle of a cell."""
+    base = dist.Normal(torch.zeros_like(x), torch.ones_like(x), validate_args=False)
+    noise = dist.TransformedDistribution(
+        base, dist.transforms.SigmoidTransform(), validate_args=False
+    )
+    return dist.Independent(noise, 1, validate_args=False)
+
+
+SMALL = {"image_shape": (1, 4, 4), "depth": 2, "levels": 2, "width": 8}
+PAIR = torch.tensor([0.1, -0.1])
+
+
 # Handlers on a stack, and methods that look it up, are more than one graph.
 PROGRAM = ("compiles",)
 
@@ -255,6 +295,51 @@ PROGRAM = ("compiles",)
 GATES = torch.tensor([0.0, 1e-12, 1e-3, 0.3, 0.5, 0.9, 1 - 1e-7, 1.0], dtype=torch.float64)
 
 FIXTURES: dict[str, Fixture] = {
+    "Dequantized-vector": Fixture(dequantized, {"loc": PAIR, "scale": 0.2}),
+    "Dequantized-vector-batch": Fixture(
+        dequantized, {"loc": torch.stack([PAIR, -PAIR]), "scale": 0.3, "noise": inward}
+    ),
+    "Glow-image": Fixture(
+        glow, {"net": started(GlowNet(**SMALL)), "temperature": torch.tensor(0.8)}
+    ),
+    "Glow-image-batch": Fixture(
+        labelled_glow,
+        {
+            "net": started(GlowNet(**SMALL, num_classes=3), torch.randint(3, (50,))),
+            "temperature": torch.tensor([0.8, 1.2]),
+        },
+    ),
+    "InvertibleTransform-net": Fixture(
+        InvertibleTransform,
+        {"module": started(GlowNet(**SMALL))},
+        torch.randn(3, 16),
+        check=check_transform,
+    ),
+    "InvertibleTransform-checkpoint": Fixture(
+        InvertibleTransform,
+        {"module": started(GlowNet(**SMALL, memory="checkpoint"))},
+        torch.randn(3, 16),
+        check=check_transform,
+    ),
+    "InvertibleTransform-invertible": Fixture(
+        InvertibleTransform,
+        {"module": started(GlowNet(**SMALL, memory="invertible"))},
+        torch.randn(3, 16),
+        skip=("compiles",),  # its backward pass is a break in the graph
+        check=check_transform,
+    ),
+    "InvertibleTransform-flat": Fixture(
+        InvertibleTransform,
+        {"module": started(GlowNet(**SMALL, coupling="additive")), "flat": True},
+        torch.randn(3, 16),
+        check=check_transform,
+    ),
+    "InvertibleTransform-layer": Fixture(
+        InvertibleTransform,
+        {"module": GlowLevel(4, 2, 8)},
+        torch.randn(3, 4, 2, 2),
+        check=check_transform,
+    ),
     "HamiltonianImportance-scalar": Fixture(
         hamiltonian,
         {"loc": torch.zeros(()), "potential": Energy(), "step_size": 0.4, "tempering": 0.9},
