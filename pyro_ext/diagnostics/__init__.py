@@ -2,6 +2,7 @@
 
 from pyro_ext.diagnostics.arviz import to_arviz
 from pyro_ext.diagnostics.calibration import Calibration, calibration
+from pyro_ext.diagnostics.images import bits_per_dim
 from pyro_ext.diagnostics.importance import pareto_k
 from pyro_ext.diagnostics.importance_weights import ImportanceDiagnostics, importance_diagnostics
 from pyro_ext.diagnostics.pointwise import pointwise_log_likelihood
@@ -13,6 +14,7 @@ __all__ = [
     "ImportanceDiagnostics",
     "SamplerDiagnostics",
     "WidthPosterior",
+    "bits_per_dim",
     "calibration",
     "importance_diagnostics",
     "pareto_k",
