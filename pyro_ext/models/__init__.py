@@ -3,6 +3,7 @@
 from pyro_ext.models.expected_flops import ExpectedFlops
 from pyro_ext.models.export_csr import CsrLinear, export_csr
 from pyro_ext.models.hierarchical_variational_autoencoder import HierarchicalVariationalAutoencoder
+from pyro_ext.models.latent_images import attribute_direction, interpolate
 from pyro_ext.models.posteriors import (
     DiagonalNormal,
     FullCovarianceNormal,
@@ -27,6 +28,8 @@ __all__ = [
     "PruneReport",
     "SemiSupervisedVariationalAutoencoder",
     "VariationalAutoencoder",
+    "attribute_direction",
     "export_csr",
+    "interpolate",
     "prune",
 ]
