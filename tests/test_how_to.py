@@ -12,6 +12,7 @@ RUN = [
     "evaluate-a-latent-variable-model",
     "sparsify-a-network",
     "train-an-energy-inspired-prior",
+    "use-a-flow",
 ]
 
 
