@@ -113,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", choices=["small", "paper"], default="small")
     parser.add_argument("--only", metavar="NAME", help="one result of speed, or one paper")
+    parser.add_argument("--passes", type=int, default=PASSES, help="over the rivals of speed")
     options = parser.parse_args()
     speed = {f"speed_{path.stem.removeprefix('test_')}": path for path in paths("speed", "test_")}
     papers = {path.stem: path for path in paths("papers", "bm_")}
@@ -120,7 +121,7 @@ def main() -> None:
         parser.error(f"--only {options.only}: known are {', '.join([*speed, *papers])}")
     for name, path in speed.items():
         if options.only in (None, name):
-            run_speed(name, path)
+            run_speed(name, path, options.passes)
     failed = [
         name
         for name, path in papers.items()
@@ -147,15 +148,15 @@ def run_paper(path: Path, budget: str) -> bool:
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
-def run_speed(name: str, path: Path) -> None:
-    """Measures one file in this process, on one thread, and records its rows."""
+def run_speed(name: str, path: Path, num: int) -> None:
+    """Measures one file on one thread, in a process for each pass, and records its rows."""
     fix_threads()
     from record import record
 
     print(f"== {path.name}", flush=True)
     settings = {**SETTINGS.get(name, {}), **COMMON, **peer_versions()}
     title = TITLES.get(name, name.replace("_", " "))
-    record(name, title, settings, lambda: list(table(measure(path))))
+    record(name, title, settings, lambda: list(table(measure(path, num))))
 
 
 def fix_threads() -> None:
@@ -168,17 +169,15 @@ def fix_threads() -> None:
     torch.set_num_threads(1)
 
 
-def measure(path: Path) -> list[dict]:
+def measure(path: Path, num: int) -> list[dict]:
     """Benchmarks of a file, as pytest-benchmark describes them, with the times of all passes."""
-    passes = [one_pass(path) for _ in range(PASSES)]
+    passes = [one_pass(path) for _ in range(num)]
     for same in zip(*passes, strict=True):
         same[0]["seconds"] = [time for one in same for time in one["stats"]["data"]]
     return passes[0]
 
 
 def one_pass(path: Path) -> list[dict]:
-    import pytest
-
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         arguments = [
@@ -192,7 +191,8 @@ def one_pass(path: Path) -> list[dict]:
             f"--rootdir={ROOT}",
             str(path),
         ]
-        status = pytest.main(arguments)
+        command = [sys.executable, "-m", "pytest", *arguments]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status != 0 or not report.is_file():
             sys.exit(f"{path.name} failed: pytest returned {status}")
         return json.loads(report.read_text())["benchmarks"]

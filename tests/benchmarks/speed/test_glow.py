@@ -8,6 +8,7 @@ distinct storages, as the difference of two batches, so that parameters do not c
 fixes the threads.
 """
 
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -58,6 +59,7 @@ ROUNDS = {SMALL: 12, DEEP: 3, LARGE: 2}
 def _without_validation():
     with pyro.validation_enabled(False):
         yield
+    gc.collect()  # nets and their gradients, before the next ones are built
 
 
 def images(num: int) -> Tensor:
