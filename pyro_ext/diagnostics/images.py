@@ -18,7 +18,8 @@ def bits_per_dim(distribution: Distribution, images: Tensor, batch_size: int = 1
     of the bits, unbiased for its mean; ``tight(num)`` lowers it.
 
     Args:
-        distribution: of images of integers, of batch shape ``()``.
+        distribution: of images of integers, of batch shape ``()``, or ``(N,)``: one density for
+            each image, which are then all scored at once.
         images: ``(N, *event_shape)``.
         batch_size: images that are scored at once.
 
@@ -26,7 +27,8 @@ def bits_per_dim(distribution: Distribution, images: Tensor, batch_size: int = 1
         ``(N,)``, in bits per dimension.
 
     Raises:
-        ValueError: if the density is one of real numbers, whose bits depend on their unit.
+        ValueError: if the density is one of real numbers, whose bits depend on their unit, or its
+            batch is not that of the images.
 
     Example:
         >>> import pyro.distributions as dist
@@ -41,5 +43,12 @@ def bits_per_dim(distribution: Distribution, images: Tensor, batch_size: int = 1
             f"Bits of real numbers depend on their unit, and {type(distribution).__name__} is a "
             "density of real numbers. Observe integers, through Dequantized say."
         )
-    nats = torch.cat([-distribution.log_prob(part) for part in images.split(batch_size)])
+    batch = distribution.batch_shape
+    if batch and batch != images.shape[:1]:
+        raise ValueError(
+            f"bits_per_dim needs one density, or one for each of {len(images)} images; got batch "
+            f"shape {tuple(batch)}."
+        )
+    parts = [images] if batch else images.split(batch_size)
+    nats = torch.cat([-distribution.log_prob(part) for part in parts])
     return nats / (math.log(2) * distribution.event_shape.numel())
