@@ -7,7 +7,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext.distributions.parameters import expanded, expands_to
+from pyro_ext.distributions.parameters import expanded
 from pyro_ext.nn.glow import GlowNet
 
 
@@ -90,11 +90,6 @@ class Glow(TorchDistribution):
 
     def expand(self, batch_shape, _instance=None):
         """A copy of a larger batch shape."""
-        if not expands_to(self.batch_shape, torch.Size(batch_shape)):
-            raise ValueError(
-                f"Glow of batch shape {tuple(self.batch_shape)} cannot be "
-                f"expanded to {tuple(batch_shape)}."
-            )
         new = expanded(self, batch_shape, _instance, "temperature")
         new.net, new.context, new._has_drawn = self.net, self.context, False
         return new

@@ -75,20 +75,18 @@ class InvertibleTransform(TransformModule):
 
     def forward_shape(self, shape):
         """Shape of data of latents of a shape."""
-        is_kept = self._image_shape is None or self.flat
-        return self._shape_of(shape, self.domain, None if is_kept else self._image_shape)
+        return self._shape_of(shape, self.domain, self._image_shape)
 
     def inverse_shape(self, shape):
         """Shape of latents of data of a shape."""
-        is_kept = self._image_shape is None or self.flat
-        size = None if is_kept else torch.Size([self._image_shape.numel()])
+        size = None if self._image_shape is None else (self._image_shape.numel(),)
         return self._shape_of(shape, self.codomain, size)
 
-    def _shape_of(self, shape, constraint, event: torch.Size | None) -> torch.Size:
-        """A batch with the context's, and an event, the given shape's own if None."""
-        cut = len(shape) - constraint.event_dim
+    def _shape_of(self, shape, source, event) -> torch.Size:
+        """A batch with the context's, and an event; that of layers and flat nets is kept."""
+        cut = len(shape) - source.event_dim
         batch = torch.broadcast_shapes(torch.Size(shape[:cut]), self._context_batch())
-        return torch.Size((*batch, *(shape[cut:] if event is None else event)))
+        return torch.Size((*batch, *(shape[cut:] if event is None or self.flat else event)))
 
     def _context_batch(self) -> torch.Size:
         if self.context is None:

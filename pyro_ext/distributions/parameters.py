@@ -56,8 +56,13 @@ def expanded(old: Any, batch_shape: Any, instance: Any, *names: str) -> Any:
         batch_shape: of the copy.
         instance: an empty one to fill, or None.
         names: of its parameters.
+
+    Raises:
+        ValueError: if the batch shape is not a larger one.
     """
-    new, batch_shape = old._get_checked_instance(type(old), instance), torch.Size(batch_shape)
+    batch_shape = torch.Size(batch_shape)
+    check_expand(old, batch_shape)
+    new = old._get_checked_instance(type(old), instance)
     for name in names:
         setattr(new, name, getattr(old, name).expand(batch_shape))
     Distribution.__init__(new, batch_shape, old.event_shape, validate_args=False)
@@ -65,12 +70,19 @@ def expanded(old: Any, batch_shape: Any, instance: Any, *names: str) -> Any:
     return new
 
 
-def expands_to(shape: torch.Size, batch_shape: torch.Size) -> bool:
-    """Whether tensors of a shape can be expanded to another.
+def check_expand(distribution: Distribution, batch_shape: torch.Size) -> None:
+    """Refuses batch shapes that a distribution cannot be expanded to.
+
+    Raises:
+        ValueError: if it cannot.
 
     Example:
-        >>> expands_to(torch.Size([3, 1]), torch.Size([2, 3, 4]))
-        True
+        >>> check_expand(torch.distributions.Normal(torch.zeros(3, 1), 1.0), torch.Size([2, 3, 4]))
     """
+    shape = distribution.batch_shape
     pairs = zip(reversed(shape), reversed(batch_shape), strict=False)
-    return len(shape) <= len(batch_shape) and all(old in (1, new) for old, new in pairs)
+    if len(shape) > len(batch_shape) or any(old not in (1, new) for old, new in pairs):
+        raise ValueError(
+            f"{type(distribution).__name__} of batch shape {tuple(shape)} cannot be expanded to "
+            f"{tuple(batch_shape)}."
+        )

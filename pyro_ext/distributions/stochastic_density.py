@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_ext.distributions.caller import is_counting_plates, is_mcmc, is_score_parts, is_weighing
-from pyro_ext.distributions.parameters import expands_to
+from pyro_ext.distributions.parameters import check_expand
 from pyro_ext.distributions.wrappers import KeepsScoreParts
 from pyro_ext.ops.bounds import iwae
 from pyro_ext.ops.counts import count
@@ -250,11 +250,7 @@ class StochasticDensity(KeepsScoreParts, TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         """A copy with a larger ``batch_shape``; parameters broadcast."""
         batch_shape = torch.Size(batch_shape)
-        if not expands_to(self.batch_shape, batch_shape):
-            raise ValueError(
-                f"{type(self).__name__} of batch shape {tuple(self.batch_shape)} "
-                f"cannot be expanded to {tuple(batch_shape)}."
-            )
+        check_expand(self, batch_shape)
         new = copy.copy(self) if _instance is None else _instance
         new.__dict__.update(self.__getstate__(), _batch_shape=batch_shape)
         return new
