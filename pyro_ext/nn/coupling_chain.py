@@ -143,11 +143,9 @@ class _Backward:
         self.parameter_grads: list[Any] = [None] * len(parameters)
 
     def run(self, y: Tensor, y_grad: Tensor, log_det_grad: Tensor) -> tuple:
-        undo = (
-            (self._unmix, self._uncouple)
-            if not self.chain.is_encoding
-            else (self._uncouple, self._unmix)
-        )
+        undo = [self._unmix, self._uncouple]
+        if self.chain.is_encoding:
+            undo.reverse()
         for k in reversed(self.chain.order()):
             for part in undo:
                 y, y_grad = part(k, y, y_grad, log_det_grad)
@@ -170,17 +168,10 @@ class _Backward:
         with torch.enable_grad():
             inputs, outputs = self._recompute(self.chain.couplings[k], y, leaves, context)
         sources = [*inputs, *leaves] + ([] if context is None else [context])
-        ends, weights = zip(
-            *(
-                pair
-                for pair in zip(outputs, (grad, log_det_grad), strict=True)
-                if pair[0].requires_grad
-            ),
-            strict=True,
-        )
-        grads = torch.autograd.grad(
-            ends, sources, weights, allow_unused=True, materialize_grads=True
-        )
+        if not outputs[1].requires_grad:  # of a law that keeps volumes
+            outputs = outputs[:1]
+        weights = (grad, log_det_grad)[: len(outputs)]
+        grads = torch.autograd.grad(outputs, sources, weights, materialize_grads=True)
         self.parameter_grads[part] = grads[2 : 2 + self.size]
         if self.context_grad is not None:
             self.context_grad += grads[-1]
@@ -188,13 +179,13 @@ class _Backward:
 
     def _recompute(
         self, coupling: Coupling, y: Tensor, leaves: list[Tensor], context: Tensor | None
-    ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
         """The two halves of the input as leaves, and output and log determinant made of them."""
         rules = coupling.law.apply, coupling.law.undo
         rule, undo = rules if self.chain.is_encoding else rules[::-1]
         kept, moved = y.chunk(2, 1)
         kept = kept.detach().requires_grad_()
-        names = (name.removeprefix("net.") for name, _ in coupling.named_parameters())
+        names = (name for name, _ in coupling.net.named_parameters())
         h = functional_call(coupling.net, dict(zip(names, leaves, strict=True)), (kept, context))
         with torch.no_grad():
             source = undo(h, moved)[0]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pyro_ext.nn.act_norm import ActNorm
 from pyro_ext.nn.zero_conv import ZeroConv2d, edge_weights, scaled_conv
+from pyro_ext.ops.soft_bound import soft_bound
 
 _START = 0.05
 
@@ -74,7 +75,7 @@ class CouplingNet(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Outputs given the kept channels."""
-        h = self._bounded(x).to(self.compute_dtype or x.dtype)
+        h = soft_bound(x, self.bound).to(self.compute_dtype or x.dtype)
         first, second = self.norms
         h = scaled_conv(h, self.weights[0], first.scale(), first.bias, self.edge)
         if self.context is not None and context is not None:
@@ -85,9 +86,6 @@ class CouplingNet(nn.Module):
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Starts the norms so that hidden channels of ``x`` are standardised before the ReLU."""
-        h = self._bounded(x)
+        h = soft_bound(x, self.bound)
         for weight, norm in zip(self.weights, self.norms, strict=True):
             h = norm.initialize(nn.functional.conv2d(h, weight, padding="same")).relu_()
-
-    def _bounded(self, x: Tensor) -> Tensor:
-        return x if self.bound is None else self.bound * torch.tanh(x / self.bound)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext.nn.zero_conv import ZeroConv2d
+from pyro_ext.ops.soft_bound import soft_bound
 
 
 class GaussianSplit(nn.Module):
@@ -55,6 +56,4 @@ class GaussianSplit(nn.Module):
         return x, log_scale.flatten(1).sum(1)
 
     def _law(self, kept: Tensor) -> tuple[Tensor, ...]:
-        if self.bound is not None:
-            kept = self.bound * torch.tanh(kept / self.bound)
-        return self.prior(kept).chunk(2, 1)
+        return self.prior(soft_bound(kept, self.bound)).chunk(2, 1)

@@ -12,9 +12,7 @@ from pyro_ext.ops.counts import count
 
 def check_config(
     image_shape: Sequence[int],
-    depth: int,
     levels: int,
-    width: int,
     num_classes: int,
     context_dim: int,
     condition_couplings: bool,
@@ -22,8 +20,7 @@ def check_config(
     **_,
 ) -> None:
     """Refuses arguments of a net that are out of their range; each level checks its own."""
-    for name, value in {"depth": depth, "levels": levels, "width": width}.items():
-        count(value, name)
+    count(levels, "levels")
     for name, value in {"num_classes": num_classes, "context_dim": context_dim}.items():
         count(value, name, 0)
     if num_classes and context_dim:
@@ -38,9 +35,10 @@ def check_config(
     _check_image_shape(image_shape, levels)
 
 
-def check_level(depth: int, memory: str, compute_dtype: torch.dtype | None) -> None:
+def check_level(depth: int, width: int, memory: str, compute_dtype: torch.dtype | None) -> None:
     """Refuses arguments of a level that are out of their range."""
     count(depth, "depth")
+    count(width, "width")
     if memory not in MEMORY:
         raise ValueError(f"memory is one of {', '.join(MEMORY)}, got {memory!r}.")
     if compute_dtype is not None and not _is_real(compute_dtype):

@@ -58,7 +58,7 @@ class GlowLevel(nn.Module):
         memory: str = "none",
     ):
         super().__init__()
-        check_level(depth, memory, compute_dtype)
+        check_level(depth, width, memory, compute_dtype)
         options = (width, coupling, context_dim, edge_bias, compute_dtype)
         self.memory = memory
         self.norms: Any = nn.ModuleList(ActNorm(num_channels) for _ in range(depth))
