@@ -160,13 +160,10 @@ def run_speed(name: str, path: Path, num: int) -> None:
 
 
 def fix_threads() -> None:
-    """One thread for torch and XLA, before either starts any."""
+    """One thread for torch and XLA, in the processes that this one starts."""
     os.environ.update(ONE_THREAD)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def measure(path: Path, num: int) -> list[dict]:
