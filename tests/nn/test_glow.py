@@ -16,6 +16,7 @@ from torch.nn.functional import conv2d, pad, pixel_shuffle, pixel_unshuffle
 from pyro_ext.nn import ActNorm, Coupling, GlowLevel, GlowNet, InvertibleConv1x1
 from pyro_ext.nn.coupling_law import law
 from pyro_ext.nn.coupling_net import CouplingNet
+from pyro_ext.nn.gaussian_split import GaussianSplit
 from pyro_ext.nn.zero_conv import ZeroConv2d
 
 LAWS = ["additive", "affine", "affine_bounded"]
@@ -701,6 +702,17 @@ def test_layers_of_other_devices_and_dtypes_follow_their_parameters():
     for part in layer:
         z, log_det = part(x)
         assert z.dtype == log_det.dtype == torch.float64
+
+
+def test_far_inputs_are_all_alike_to_bounded_networks():
+    """Where an inverse may lead, shifts and scales are those of the bound."""
+    net = perturb(CouplingNet(2, 4, 8, bound=4.0), 0.3)
+    split = perturb(GaussianSplit(4, bound=4.0), 0.3)
+    near, far, other = (torch.full((1, 2, 4, 4), value) for value in (0.5, 1e6, 1e7))
+    eps = torch.randn(1, 2, 4, 4)
+    for run in (net, lambda kept: split.decode(kept, eps)[0][:, 2:]):
+        assert torch.equal(run(far), run(other))
+        assert not torch.allclose(run(far), run(near), atol=1e-2)
 
 
 def test_laws_are_named():
