@@ -36,12 +36,31 @@ def as_features(
 
 
 def _check_vectors(context: Tensor, context_dim: int, dtype: torch.dtype) -> Tensor:
-    if context.shape[-1:] != (context_dim,) or context.dtype != dtype:
+    if context.shape[-1:] != (context_dim,):
         raise ValueError(
-            f"Contexts have shape (..., {context_dim}) and {dtype}, as the network was built; "
-            f"got {tuple(context.shape)} and {context.dtype}."
+            f"Contexts have shape (..., {context_dim}), as the network was built; got "
+            f"{tuple(context.shape)}."
         )
-    return context
+    return as_dtype(context, dtype)
+
+
+def as_dtype(context: Tensor, dtype: torch.dtype) -> Tensor:
+    """A context in the dtype of a network, from the same one or a less precise one.
+
+    Raises:
+        ValueError: if it is of integers, or more precise.
+
+    Example:
+        >>> as_dtype(torch.ones(2, dtype=torch.bfloat16), torch.float32)
+        tensor([1., 1.])
+    """
+    is_real = context.is_floating_point()
+    if not is_real or torch.promote_types(context.dtype, dtype) != dtype:
+        raise ValueError(
+            f"Contexts are of {dtype}, as the network's parameters; got {context.dtype}. Convert "
+            "one of them."
+        )
+    return context.to(dtype)
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
@@ -53,6 +72,6 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
 
 def _message(num_classes: int, context_dim: int, context: Tensor | None) -> str:
     if context is not None:
-        return "This network takes no context. Build it with num_classes or context_dim."
+        return "This network takes no context, as it was built without one."
     what = f"labels below {num_classes}" if num_classes else f"vectors of {context_dim} numbers"
     return f"This network needs a context: {what}."

@@ -11,8 +11,9 @@ from pyro_ext.nn.act_norm import ActNorm
 from pyro_ext.nn.context_features import as_features
 from pyro_ext.nn.coupling_law import law
 from pyro_ext.nn.gaussian_split import GaussianSplit
-from pyro_ext.nn.glow_checks import check_config, check_images, check_latents, joint_batch
+from pyro_ext.nn.glow_checks import check_config, check_images, check_latents
 from pyro_ext.nn.glow_level import GlowLevel
+from pyro_ext.nn.image_batch import flat, joint_batch
 from pyro_ext.nn.squeeze import squeeze, unsqueeze
 from pyro_ext.nn.top_prior import TopPrior
 
@@ -194,7 +195,7 @@ class GlowNet(nn.Module):
             top, log_det = self.top.decode(top, features)
             batch = top.shape[:-3]
             x, seen, _ = self._flat(top, features, top.shape[-3:])
-            left = [part.expand(*batch, -1, -1, -1).reshape(-1, *part.shape[-3:]) for part in left]
+            left = [flat(part, batch, 3) for part in left]
             x, added = self._descend(x, left, seen)
         return x.reshape(*batch, *self.image_shape), log_det + added.reshape(batch)
 
@@ -318,8 +319,8 @@ class GlowNet(nn.Module):
         batch, seen = x.shape[:-3], features if self.condition_couplings else None
         joint = joint_batch(batch, features)
         if seen is not None:
-            batch, seen = joint, seen.expand(*joint, -1).reshape(-1, seen.shape[-1])
-        return x.expand(*batch, *shape).reshape(-1, *shape), seen, batch
+            batch, seen = joint, flat(seen, joint, 1)
+        return flat(x, batch, 3), seen, batch
 
     def _ensure_started(self, x: Tensor, seen: Tensor | None) -> None:
         if self.is_initialized:

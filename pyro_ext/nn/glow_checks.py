@@ -1,11 +1,11 @@
 """What a Glow cannot be built from, or applied to."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_ext.nn.compute_dtype import check_dtype
 from pyro_ext.nn.coupling_chain import MEMORY
 from pyro_ext.ops.counts import count
 
@@ -41,12 +41,7 @@ def check_level(depth: int, width: int, memory: str, compute_dtype: torch.dtype 
     count(width, "width")
     if memory not in MEMORY:
         raise ValueError(f"memory is one of {', '.join(MEMORY)}, got {memory!r}.")
-    if compute_dtype is not None and not _is_real(compute_dtype):
-        raise ValueError(f"compute_dtype is a real torch.dtype or None, got {compute_dtype!r}.")
-
-
-def _is_real(dtype: Any) -> bool:
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    check_dtype(compute_dtype)
 
 
 def _check_image_shape(image_shape: Sequence[int], levels: int) -> None:
@@ -78,19 +73,3 @@ def check_latents(z: Tensor, size: int, dtype: torch.dtype) -> None:
         raise ValueError(
             f"GlowNet has latents (..., {size}) of {dtype}, got {tuple(z.shape)} of {z.dtype}."
         )
-
-
-def joint_batch(batch: torch.Size, features: Tensor | None) -> torch.Size:
-    """The batch shape of images and of contexts ``(*batch, U)``, if there are any.
-
-    Raises:
-        ValueError: if they do not broadcast.
-    """
-    context = torch.Size() if features is None else features.shape[:-1]
-    try:
-        return torch.broadcast_shapes(batch, context)
-    except RuntimeError:
-        raise ValueError(
-            f"Images of batch shape {tuple(batch)} and contexts of {tuple(context)} do not "
-            "broadcast: their left dimensions must agree."
-        ) from None
