@@ -1,6 +1,9 @@
 """Densities that speak Pyro."""
 
+from pyro_ext.distributions.autoregressive_shift import AutoregressiveShift
 from pyro_ext.distributions.dequantized import Dequantized
+from pyro_ext.distributions.discretized_logistic import DiscretizedLogistic
+from pyro_ext.distributions.discretized_logistic_mixture import DiscretizedLogisticMixture
 from pyro_ext.distributions.glow import Glow
 from pyro_ext.distributions.hamiltonian_importance import HamiltonianImportance
 from pyro_ext.distributions.hamiltonian_sampler import HamiltonianSampler
@@ -14,6 +17,7 @@ from pyro_ext.distributions.learned_accept_reject_sampler import LearnedAcceptRe
 from pyro_ext.distributions.log_uniform import LogUniform
 from pyro_ext.distributions.model_marginal import ModelMarginal
 from pyro_ext.distributions.multiplicative_normal import MultiplicativeNormal
+from pyro_ext.distributions.pixel_cnn import ConditionalPixelCNN, PixelCNN
 from pyro_ext.distributions.proposal_gradients import (
     leave_one_out,
     reparameterized,
@@ -30,8 +34,12 @@ from pyro_ext.distributions.truncated_rejection import TruncatedRejection
 from pyro_ext.distributions.truncated_rejection_sampler import TruncatedRejectionSampler
 
 __all__ = [
+    "AutoregressiveShift",
     "AuxiliaryLost",
+    "ConditionalPixelCNN",
     "Dequantized",
+    "DiscretizedLogistic",
+    "DiscretizedLogisticMixture",
     "Glow",
     "HamiltonianImportance",
     "HamiltonianSampler",
@@ -45,6 +53,7 @@ __all__ = [
     "LogUniform",
     "ModelMarginal",
     "MultiplicativeNormal",
+    "PixelCNN",
     "Rectified",
     "SelfNormalizedImportance",
     "SemiImplicit",

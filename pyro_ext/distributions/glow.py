@@ -7,7 +7,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext.distributions.parameters import expanded
+from pyro_ext.distributions.parameters import expanded, temperature_like
 from pyro_ext.nn.glow import GlowNet
 
 
@@ -81,7 +81,7 @@ class Glow(TorchDistribution):
     ):
         self.net = net
         self.context = context
-        self.temperature = _like(net.top.bias, temperature)
+        self.temperature = temperature_like(net.top.bias, temperature)
         self._has_drawn = False
         batch_shape = torch.broadcast_shapes(self.temperature.shape, net.context_batch(context))
         super().__init__(batch_shape, net.image_shape, validate_args=validate_args)
@@ -151,8 +151,3 @@ class Glow(TorchDistribution):
         log_normalizer = 0.5 * math.log(2 * math.pi) + self._scale().log()
         density = -0.5 * z.square().sum(-1) - z.shape[-1] * log_normalizer
         return torch.where(self.temperature > 0, density, -math.inf)
-
-
-def _like(parameter: Tensor, value: float | Tensor) -> Tensor:
-    """A number or a tensor, with the dtype and on the device of a parameter."""
-    return value.to(parameter) if isinstance(value, Tensor) else parameter.new_full((), value)

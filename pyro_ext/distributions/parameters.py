@@ -8,9 +8,10 @@ from torch.distributions import Distribution
 
 
 def broadcast(*arguments: float | Tensor) -> tuple[Tensor, ...]:
-    """Broadcasts numbers and tensors; numbers take dtype and device of the first tensor.
+    """Broadcasts numbers and tensors; numbers take dtype and device of the first real tensor.
 
-    As torch's own ``broadcast_all``, without copying a number from the host to a device.
+    As torch's own ``broadcast_all``, without copying a number from the host to a device, and
+    integer tensors become real ones.
 
     Raises:
         ValueError: if an argument is neither a number nor a tensor.
@@ -22,10 +23,21 @@ def broadcast(*arguments: float | Tensor) -> tuple[Tensor, ...]:
     for argument in arguments:
         if not isinstance(argument, (Tensor, int, float)):
             raise ValueError(f"An argument must be a number or a tensor, got {argument!r}.")
-    given = [x for x in arguments if isinstance(x, Tensor)]
-    like = given[0] if given else torch.empty((), dtype=torch.get_default_dtype())
-    tensors = [x if isinstance(x, Tensor) else like.new_full((), x) for x in arguments]
-    return torch.broadcast_tensors(*tensors)
+    like = _first_real([x for x in arguments if isinstance(x, Tensor)])
+    return torch.broadcast_tensors(*(_as_real(x, like) for x in arguments))
+
+
+def _first_real(tensors: list[Tensor]) -> Tensor:
+    """A tensor that numbers are to be like."""
+    real = [x for x in tensors if x.is_floating_point()]
+    device = tensors[0].device if tensors else None
+    return real[0] if real else torch.empty((), device=device)
+
+
+def _as_real(argument: float | Tensor, like: Tensor) -> Tensor:
+    if not isinstance(argument, Tensor):
+        return like.new_full((), argument)
+    return argument if argument.is_floating_point() else argument.to(like.dtype)
 
 
 def check_order(low: float | Tensor, high: float | Tensor, validate_args: bool) -> None:
@@ -86,3 +98,13 @@ def check_expand(distribution: Distribution, batch_shape: torch.Size) -> None:
             f"{type(distribution).__name__} of batch shape {tuple(shape)} cannot be expanded to "
             f"{tuple(batch_shape)}."
         )
+
+
+def temperature_like(parameter: Tensor, value: float | Tensor) -> Tensor:
+    """A number or a tensor, with the dtype and on the device of a parameter.
+
+    Example:
+        >>> temperature_like(torch.zeros(3, dtype=torch.float64), 0.5)
+        tensor(0.5000, dtype=torch.float64)
+    """
+    return value.to(parameter) if isinstance(value, Tensor) else parameter.new_full((), value)

@@ -15,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext.distributions import (
+    AutoregressiveShift,
     Dequantized,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
     Glow,
     HamiltonianImportance,
     HardConcrete,
@@ -24,6 +27,7 @@ from pyro_ext.distributions import (
     LearnedAcceptReject,
     ModelMarginal,
     MultiplicativeNormal,
+    PixelCNN,
     SelfNormalizedImportance,
     SemiImplicit,
     TruncatedLogNormal,
@@ -31,7 +35,7 @@ from pyro_ext.distributions import (
     TruncatedRejection,
     leave_one_out,
 )
-from pyro_ext.nn import GlowLevel, GlowNet, MomentumNet, MovingNormalizer
+from pyro_ext.nn import GlowLevel, GlowNet, MomentumNet, MovingNormalizer, PixelCNNNet
 from pyro_ext.testing import check_distribution, check_transform
 
 
@@ -284,6 +288,38 @@ def inward(x: Tensor) -> Any:
     return dist.Independent(noise, 1, validate_args=False)
 
 
+def pixel_cnn(net, temperature, context=None, validate_args=None):
+    return PixelCNN(net, context, temperature, validate_args=validate_args)
+
+
+def labelled_pixel_cnn(net, temperature, validate_args=None):
+    context = torch.tensor([0, 2], device=net.output.bias.device)
+    return PixelCNN(net, context, temperature, validate_args=validate_args)
+
+
+def pixels(**options: Any) -> PixelCNNNet:
+    """A net of small images whose parameters are all at work."""
+    net = PixelCNNNet((1, 3, 3), 2, 2, 4, 1, **{"stages": 2, "dropout": 0.0, **options})
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return net
+
+
+def itself(transform):
+    return transform
+
+
+def mixture(*batch: int) -> dict[str, Any]:
+    return {
+        "logits": torch.randn(*batch, 2),
+        "loc": 1 + torch.randn(*batch, 2, 2),
+        "scale": 0.5 + torch.rand(*batch, 2, 2),
+        "coefficients": 0.5 * torch.randn(*batch, 1, 2),
+        "levels": 3,
+    }
+
+
 SMALL = {"image_shape": (1, 4, 4), "depth": 2, "levels": 2, "width": 8}
 PAIR = torch.tensor([0.1, -0.1])
 
@@ -295,6 +331,28 @@ PROGRAM = ("compiles",)
 GATES = torch.tensor([0.0, 1e-12, 1e-3, 0.3, 0.5, 0.9, 1 - 1e-7, 1.0], dtype=torch.float64)
 
 FIXTURES: dict[str, Fixture] = {
+    "AutoregressiveShift": Fixture(
+        itself, {"transform": AutoregressiveShift(3)}, torch.randn(4, 3), check=check_transform
+    ),
+    "DiscretizedLogistic": Fixture(
+        DiscretizedLogistic, {"loc": torch.tensor(2.3), "scale": torch.tensor(1.2), "levels": 6}
+    ),
+    "DiscretizedLogistic-batch": Fixture(
+        DiscretizedLogistic,
+        {"loc": torch.linspace(-2, 7, 6).reshape(2, 3), "scale": 0.7, "levels": 6},
+    ),
+    "DiscretizedLogisticMixture-vector": Fixture(DiscretizedLogisticMixture, mixture()),
+    "DiscretizedLogisticMixture-vector-batch": Fixture(DiscretizedLogisticMixture, mixture(2)),
+    "PixelCNN-image": Fixture(
+        pixel_cnn, {"net": pixels(head="bernoulli"), "temperature": torch.tensor(0.8)}
+    ),
+    "PixelCNN-image-batch": Fixture(
+        labelled_pixel_cnn,
+        {"net": pixels(num_classes=3), "temperature": torch.tensor([0.8, 1.2])},
+    ),
+    "PixelCNN-window": Fixture(
+        pixel_cnn, {"net": pixels(window=(3, 2)), "temperature": torch.tensor(1.0)}
+    ),
     "Dequantized-vector": Fixture(dequantized, {"loc": PAIR, "scale": 0.2}),
     "Dequantized-vector-batch": Fixture(
         dequantized, {"loc": torch.stack([PAIR, -PAIR]), "scale": 0.3, "noise": inward}
@@ -532,6 +590,7 @@ FIXTURES: dict[str, Fixture] = {
 # Public names that are no concrete distribution, and why.
 EXEMPT = {
     "AuxiliaryLost": "an exception",
+    "ConditionalPixelCNN": "a family of them",
     "HamiltonianSampler": "a module that makes one",
     "ImportanceSampler": "a module that makes one",
     "L0Prior": "improper, cannot be drawn; its contract is in its own test",
