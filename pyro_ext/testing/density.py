@@ -137,6 +137,7 @@ def vmaps(case: DistributionCase) -> None:
 def enumeration(case: DistributionCase) -> None:
     """An enumerable support has the right shapes, and total probability one."""
     if not case.dist.has_enumerate_support:
+        expect(not _enumerates(case.dist), "a support", "has_enumerate_support")
         return
     thin, full = case.dist.enumerate_support(expand=False), case.dist.enumerate_support()
     ones = (1,) * len(case.batch_shape)
@@ -145,6 +146,14 @@ def enumeration(case: DistributionCase) -> None:
     mass = case.dist.log_prob(thin).logsumexp(0)
     if case.deterministic:
         expect_close((mass,), (torch.zeros_like(mass),), "log of the total probability", 1e-6)
+
+
+def _enumerates(dist: Any) -> bool:
+    try:
+        dist.enumerate_support()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _rsample(dist: Any) -> Outputs:
