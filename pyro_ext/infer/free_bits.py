@@ -15,6 +15,8 @@ from pyro_ext.infer.enumeration import Site
 from pyro_ext.infer.particle_traces import importance_traces, random_sites
 from pyro_ext.ops.counts import count
 
+SOFT_STEP, SOFT_MARGIN = 1.1, 1.05
+
 
 class FreeBitsELBO(ELBO):
     r"""A lower bound with a floor under the information in each group of latents.
@@ -31,6 +33,12 @@ class FreeBitsELBO(ELBO):
     term: it is not driven to the prior. A group is a latent site; with ``per_coordinate`` every
     coordinate of a site that both model and guide make by ``to_event`` is one.
 
+    With ``soft``, in place of the maximum the divergence of each group is multiplied by a weight
+    :math:`\gamma_j \le 1`, which starts at one, is divided by 1.1 at each step with gradients
+    at which the group holds less than :math:`\lambda`, and multiplied by 1.1 where it holds more
+    than :math:`1.05 \lambda`. So there is a gradient at all times, and the group is held near
+    :math:`\lambda`; but below one this is no bound: evaluate by ``Trace_ELBO``.
+
     The divergence is estimated from the draws, so that any density will do, under conditional
     priors and guides too. The maximum is taken after the mean over particles and data: its noise
     can only lower the expected bound, and less so for large mini-batches.
@@ -38,10 +46,14 @@ class FreeBitsELBO(ELBO):
     Args:
         free_nats: :math:`\lambda \ge 0`, per group and datum. Bits times ``log(2)``.
         per_coordinate: whether coordinates of a site are groups of their own.
+        soft: whether groups are weighted instead.
         num_particles: number of draws for each datum, averaged.
         max_plate_nesting: as in :class:`pyro.infer.ELBO`.
         vectorize_particles: runs model and guide once for all particles.
         retain_graph: passed to ``backward``.
+
+    Attributes:
+        weights: :math:`\gamma` of the groups of each site, by name, if ``soft``.
 
     Raises:
         ValueError: if ``free_nats`` is negative or not finite; when evaluated, if a latent site
@@ -50,7 +62,8 @@ class FreeBitsELBO(ELBO):
 
     References:
         Kingma et al., *Improving Variational Inference with Inverse Autoregressive Flow*,
-        arXiv 1606.04934, section on free bits.
+        arXiv 1606.04934, section on free bits; Chen et al., *Variational Lossy Autoencoder*,
+        arXiv 1611.02731, for soft ones.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -70,6 +83,7 @@ class FreeBitsELBO(ELBO):
         free_nats: float,
         *,
         per_coordinate: bool = False,
+        soft: bool = False,
         num_particles: int = 1,
         max_plate_nesting: float = math.inf,
         vectorize_particles: bool = True,
@@ -77,7 +91,8 @@ class FreeBitsELBO(ELBO):
     ):
         if not (free_nats >= 0 and math.isfinite(free_nats)):
             raise ValueError(f"free_nats must be a finite number >= 0, got {free_nats}.")
-        self.free_nats, self.per_coordinate = free_nats, per_coordinate
+        self.free_nats, self.per_coordinate, self.soft = free_nats, per_coordinate, soft
+        self.weights: dict[str, Tensor] = {}
         super().__init__(
             num_particles=count(num_particles, "num_particles"),
             max_plate_nesting=max_plate_nesting,
@@ -92,8 +107,20 @@ class FreeBitsELBO(ELBO):
         for name in _latents(*pairs[0]):
             groups = [self._group(*(trace.nodes[name] for trace in pair)) for pair in pairs]
             divergence, data = (sum(parts) for parts in zip(*groups, strict=True))
-            loss = loss + torch.maximum(divergence, self.free_nats * data).sum()
+            loss = loss + self._charge(name, divergence, self.free_nats * data).sum()
         return loss / self.num_particles
+
+    def _charge(self, name: str, divergence: Tensor, free: Tensor) -> Tensor:
+        """What the groups of a site cost."""
+        if not self.soft:
+            return torch.maximum(divergence, free)
+        weight = self.weights.get(name, torch.ones_like(free))
+        if torch.is_grad_enabled():
+            held = divergence.detach()
+            weight = torch.where(held < free, weight / SOFT_STEP, weight)
+            weight = torch.where(held > SOFT_MARGIN * free, weight * SOFT_STEP, weight)
+            self.weights[name] = weight = weight.clamp_max(1.0)
+        return weight * divergence
 
     def loss(self, model, guide, *args, **kwargs) -> float:
         """The negative bound, without gradient."""

@@ -138,3 +138,56 @@ def test_bad_input():
         elbo.loss(discrete(), discrete("parallel"))
     with pytest.raises(ValueError, match=r"Guide site 'y' \(Bernoulli\) has trainable parameters"):
         elbo.loss_and_grads(discrete(), discrete())
+
+
+def test_soft_weights_follow_what_a_group_holds():
+    """The weight falls by a tenth while too little is held, rises while too much, up to one."""
+    x = torch.tensor([0.2, -1.0, 0.7])
+    low = FreeBitsELBO(100.0, soft=True, max_plate_nesting=1)
+    high = FreeBitsELBO(0.01, soft=True, max_plate_nesting=1)
+    for _ in range(3):
+        low.loss_and_grads(model, guide, x)
+        high.loss_and_grads(model, guide, x)
+    torch.testing.assert_close(low.weights["z"], torch.tensor([1.1**-3]))
+    torch.testing.assert_close(high.weights["z"], torch.ones(1))
+    low.free_nats = 0.01
+    low.loss_and_grads(model, guide, x)
+    torch.testing.assert_close(low.weights["z"], torch.tensor([1.1**-2]))
+    before = low.weights["z"].clone()
+    low.loss(model, guide, x)  # without gradients no step
+    assert torch.equal(low.weights["z"], before)
+
+
+def test_soft_loss_by_hand():
+    x = torch.tensor([0.2, -1.0, 0.7])
+    z, standard = draws(5, x), dist.Normal(0.0, 1.0)
+    divergence = (dist.Normal(LOC, SCALE).log_prob(z) - standard.log_prob(z)).sum(-1).mean()
+    reconstruction = dist.Normal(z.sum(-1), 1.0).log_prob(x).mean()
+    elbo = FreeBitsELBO(100.0, soft=True, num_particles=5, max_plate_nesting=1)
+    pyro.set_rng_seed(0)
+    seen = -elbo.loss_and_grads(model, guide, x)
+    assert math.isclose(seen, 40 * (reconstruction - divergence / 1.1), rel_tol=1e-5)
+
+
+def test_soft_free_bits_hold_a_group_near_its_share():
+    """A decoder that needs nothing of z: without free bits it holds nothing, with them two nats."""
+    x = torch.randn(200)
+
+    def idle(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def learner(x):
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(2 * x.sign(), scale))
+
+    elbo = FreeBitsELBO(2.0, soft=True, max_plate_nesting=1)
+    svi = SVI(idle, learner, pyro.optim.Adam({"lr": 0.01}), elbo)
+    for _ in range(200):
+        svi.step(x)
+    held = elbo._group(
+        *(t.nodes["z"] for t in next(iter(elbo._get_traces(idle, learner, (x,), {}))))
+    )
+    assert (held[0] / held[1]).item() > 1.5
