@@ -1,9 +1,11 @@
 """Wired models: each has ``.model`` and ``.guide``."""
 
+from pyro_ext.models.autoregressive_flow_prior import AutoregressiveFlowPrior
 from pyro_ext.models.expected_flops import ExpectedFlops
 from pyro_ext.models.export_csr import CsrLinear, export_csr
 from pyro_ext.models.hierarchical_variational_autoencoder import HierarchicalVariationalAutoencoder
 from pyro_ext.models.latent_images import attribute_direction, interpolate
+from pyro_ext.models.lossy_autoencoder import LossyAutoencoder
 from pyro_ext.models.posteriors import (
     DiagonalNormal,
     FullCovarianceNormal,
@@ -18,6 +20,7 @@ from pyro_ext.models.semi_supervised_variational_autoencoder import (
 from pyro_ext.models.variational_autoencoder import VariationalAutoencoder
 
 __all__ = [
+    "AutoregressiveFlowPrior",
     "CsrLinear",
     "DiagonalNormal",
     "EnergyInspiredPrior",
@@ -25,6 +28,7 @@ __all__ = [
     "FullCovarianceNormal",
     "HierarchicalVariationalAutoencoder",
     "InverseAutoregressiveFlow",
+    "LossyAutoencoder",
     "PruneReport",
     "SemiSupervisedVariationalAutoencoder",
     "VariationalAutoencoder",
