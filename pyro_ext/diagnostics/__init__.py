@@ -1,5 +1,6 @@
 """Reads posteriors, writes ArviZ."""
 
+from pyro_ext.diagnostics.active_units import ActiveUnits, active_units
 from pyro_ext.diagnostics.arviz import to_arviz
 from pyro_ext.diagnostics.calibration import Calibration, calibration
 from pyro_ext.diagnostics.images import bits_per_dim
@@ -10,10 +11,12 @@ from pyro_ext.diagnostics.samplers import SamplerDiagnostics, sampler_diagnostic
 from pyro_ext.diagnostics.widths import WidthPosterior, width_posterior
 
 __all__ = [
+    "ActiveUnits",
     "Calibration",
     "ImportanceDiagnostics",
     "SamplerDiagnostics",
     "WidthPosterior",
+    "active_units",
     "bits_per_dim",
     "calibration",
     "importance_diagnostics",
