@@ -30,6 +30,7 @@ TITLES = {
     "speed_bayesian_networks": "A training step of a Bayesian network, and an L0 layer",
     "speed_energy_inspired": "A training step of a VAE by its prior, and draws per second",
     "speed_glow": "Glow beside other libraries and its bare convolutions",
+    "speed_pixel_cnn": "PixelCNN++: draws beside a pass per pixel, training beside plain torch",
     "speed_self_normalized_importance": "Speed of SelfNormalizedImportance beside TFP",
     "speed_multi_sample_elbo": "A training step of MultiSampleELBO beside Pyro and NumPyro",
 }
@@ -61,6 +62,14 @@ SETTINGS = {
         "work": "ours has actnorm in the couplings' networks and learned priors at splits; "
         "the peers, as measured here, have neither; FrEIA mixes channels by rotations that stay",
         "saved for backward": "distinct storages, the difference of two batches; 1 MB = 1e6 bytes",
+    },
+    "speed_pixel_cnn": {
+        "net": "32 channels, two blocks, three stages, five components, 256 levels, float32",
+        "draws": "64 images of one net, started from images; a pass for each pixel is extrapolated "
+        "from two pixels",
+        "fixed point": "few passes, as the net has learned nothing yet",
+        "training step": "batch of 8, dropout 0.5, loss and gradients, no optimiser",
+        "peer": "the same layers in plain torch, its loss with a threshold as published",
     },
     "speed_self_normalized_importance": {
         "energy": "50-100-100-1, tanh",
