@@ -13,6 +13,7 @@ RUN = [
     "sparsify-a-network",
     "train-an-energy-inspired-prior",
     "use-a-flow",
+    "use-a-pixel-cnn",
 ]
 
 
