@@ -658,7 +658,10 @@ def test_bad_inputs():
     with pytest.raises(ValueError, match="float64"):
         net.decode(torch.zeros(2, DIM))
     with pytest.raises(ValueError, match="float64"):
-        small(context_dim=2)(x, torch.zeros(2, 2))
+        small(context_dim=2)(x, torch.zeros(2, 2).long())
+    assert small(context_dim=2)(x, torch.zeros(2, 2))[0].dtype == torch.float64
+    with pytest.raises(ValueError, match="float32"):
+        small(context_dim=2).float()(x.float(), torch.zeros(2, 2).double())
     with pytest.raises(ValueError, match="has not started"):
         small(num_classes=3, classifier=True, start=False).eval().class_logits(x)
     with pytest.raises(ValueError, match="memory is one of"):
