@@ -38,6 +38,8 @@ from pyro_ext.distributions import (
 from pyro_ext.nn import GlowLevel, GlowNet, MomentumNet, MovingNormalizer, PixelCNNNet
 from pyro_ext.testing import check_distribution, check_transform
 
+torch.manual_seed(0)  # parameters are the same whatever was imported before
+
 
 class Fixture(NamedTuple):
     """``check(constructor, params, values=..., skip=...)`` must pass."""
