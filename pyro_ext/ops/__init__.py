@@ -1,5 +1,6 @@
 """Pure functions on tensors: no Pyro, no state."""
 
+from pyro_ext.ops.annealed_importance import annealed_importance
 from pyro_ext.ops.bounds import ciwae, cubo, iwae, renyi, tvo
 from pyro_ext.ops.contrastive import info_nce, ranking_nce
 from pyro_ext.ops.leapfrog import inverse_leapfrog, leapfrog
@@ -9,6 +10,7 @@ from pyro_ext.ops.single_particle import SingleParticle
 
 __all__ = [
     "SingleParticle",
+    "annealed_importance",
     "ciwae",
     "cubo",
     "effective_sample_size",
