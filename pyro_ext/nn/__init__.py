@@ -3,8 +3,10 @@
 from pyro_ext.nn.act_norm import ActNorm
 from pyro_ext.nn.causality import check_causality
 from pyro_ext.nn.checkpoint import load_checkpoint, save_checkpoint
+from pyro_ext.nn.conditional_energy import ConditionalEnergy
 from pyro_ext.nn.conv_energy import ConvEnergyNet
 from pyro_ext.nn.coupling import Coupling
+from pyro_ext.nn.coupling_flow import CouplingFlow
 from pyro_ext.nn.data_init import start_layers
 from pyro_ext.nn.energy import EnergyNet
 from pyro_ext.nn.glow import GlowNet
@@ -25,8 +27,10 @@ from pyro_ext.nn.weight_norm_layers import (
 
 __all__ = [
     "ActNorm",
+    "ConditionalEnergy",
     "ConvEnergyNet",
     "Coupling",
+    "CouplingFlow",
     "EnergyNet",
     "GlowLevel",
     "GlowNet",

@@ -31,7 +31,7 @@ def as_features(
         raise ValueError(f"A context is a tensor, got {context!r}.")
     if context_dim:
         return _check_vectors(context, context_dim, like.dtype)
-    _check_labels(context, num_classes)
+    check_labels(context, num_classes)
     return torch.eye(num_classes, dtype=like.dtype, device=like.device)[context.long()]
 
 
@@ -63,7 +63,12 @@ def as_dtype(context: Tensor, dtype: torch.dtype) -> Tensor:
     return context.to(dtype)
 
 
-def _check_labels(labels: Tensor, num_classes: int) -> None:
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuses what are no labels.
+
+    Raises:
+        ValueError: if they are not integers below their number.
+    """
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"Labels are integers, got {labels.dtype}.")
     if not is_traced() and bool(((labels < 0) | (labels >= num_classes)).any()):
