@@ -19,17 +19,23 @@ from pyro_ext.distributions import (
     Dequantized,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
+    ExponentialTilt,
+    GaussianFamily,
     Glow,
     HamiltonianImportance,
     HardConcrete,
     HardKumaraswamy,
+    IdentifiablePrior,
+    IMCAPrior,
     InvertibleTransform,
+    LaplaceFamily,
     LearnedAcceptReject,
     ModelMarginal,
     MultiplicativeNormal,
     PixelCNN,
     SelfNormalizedImportance,
     SemiImplicit,
+    StatisticsFamily,
     TruncatedLogNormal,
     TruncatedLogUniform,
     TruncatedRejection,
@@ -312,6 +318,26 @@ def itself(transform):
     return transform
 
 
+def cube(z: Tensor) -> Tensor:
+    return z**3
+
+
+def bell(z: Tensor) -> Tensor:
+    return -(z**4) / 4
+
+
+BOUNDED = StatisticsFamily((torch.square, cube), -1.0, 2.0, limits=(-3.0, 3.0))
+ON_LINE = StatisticsFamily(
+    (torch.sin, torch.square), -6.0, 6.0, bell, limits=(-2.0, 1.5), unbounded=True
+)
+
+
+def identifiable(prior: Any, validate_args: bool | None = None) -> Any:
+    prior.validate_args = validate_args
+    device = next(prior.parameters()).device
+    return prior.condition(torch.tensor([0, 2, 1], device=device))
+
+
 def mixture(*batch: int) -> dict[str, Any]:
     return {
         "logits": torch.randn(*batch, 2),
@@ -325,6 +351,9 @@ def mixture(*batch: int) -> dict[str, Any]:
 SMALL = {"image_shape": (1, 4, 4), "depth": 2, "levels": 2, "width": 8}
 PAIR = torch.tensor([0.1, -0.1])
 
+
+# Not of ours, and as they are.
+BY_PYRO = ("signature", "validation")
 
 # Handlers on a stack, and methods that look it up, are more than one graph.
 PROGRAM = ("compiles",)
@@ -359,6 +388,19 @@ FIXTURES: dict[str, Fixture] = {
     "Dequantized-vector-batch": Fixture(
         dequantized, {"loc": torch.stack([PAIR, -PAIR]), "scale": 0.3, "noise": inward}
     ),
+    "ExponentialTilt-scalar": Fixture(
+        ExponentialTilt,
+        {"family": BOUNDED, "natural_parameters": torch.tensor([-1.0, 0.7])},
+        torch.tensor([-1.0, -0.3, 0.0, 1.7, 2.0]),
+    ),
+    "ExponentialTilt-scalar-batch": Fixture(
+        ExponentialTilt,
+        {
+            "family": ON_LINE,
+            "natural_parameters": torch.tensor([[[1.0, -1.9]], [[0.3, 1.4]], [[-1.8, 0.0]]]),
+        },
+        torch.tensor([-9.0, -1.2, 0.0, 0.4, 3.0]).reshape(-1, 1, 1),
+    ),
     "Glow-image": Fixture(
         glow, {"net": started(GlowNet(**SMALL)), "temperature": torch.tensor(0.8)}
     ),
@@ -369,6 +411,16 @@ FIXTURES: dict[str, Fixture] = {
             "temperature": torch.tensor([0.8, 1.2]),
         },
     ),
+    **{
+        f"{name}-vector-batch": Fixture(identifiable, {"prior": prior}, skip=BY_PYRO)
+        for name, prior in {
+            "IdentifiablePrior-normal": IdentifiablePrior(2, 3),
+            "IdentifiablePrior-scale": IdentifiablePrior(2, 3, family=GaussianFamily(("scale",))),
+            "IdentifiablePrior-laplace": IdentifiablePrior(2, 3, family=LaplaceFamily()),
+            "IdentifiablePrior-statistics": IdentifiablePrior(2, 3, family=BOUNDED),
+            "IMCAPrior": IMCAPrior(2, 3, modulated=("loc", "scale")),
+        }.items()
+    },
     "InvertibleTransform-net": Fixture(
         InvertibleTransform,
         {"module": started(GlowNet(**SMALL))},
@@ -593,12 +645,15 @@ FIXTURES: dict[str, Fixture] = {
 EXEMPT = {
     "AuxiliaryLost": "an exception",
     "ConditionalPixelCNN": "a family of them",
+    "GaussianFamily": "makes Pyro's own",
     "HamiltonianSampler": "a module that makes one",
     "ImportanceSampler": "a module that makes one",
     "L0Prior": "improper, cannot be drawn; its contract is in its own test",
+    "LaplaceFamily": "makes Pyro's own",
     "LearnedAcceptRejectSampler": "a module that makes one",
     "LogUniform": "improper, cannot be drawn; its contract is in its own test",
     "Rectified": "abstract",
+    "StatisticsFamily": "makes one",
     "StochasticDensity": "abstract",
     "TruncatedRejectionSampler": "a module that makes one",
     "leave_one_out": "a gradient",
