@@ -46,6 +46,7 @@ def load(
     ``caltech101_silhouettes``  4100, 2264, 2307       (28, 28)           0, 1; 101 classes
     ``cifar10``                 50000, -, 10000        (3, 32, 32)        0...255; 10 classes
     ``cifar10_mini``            4500, -, 1000          (3, 32, 32)        0...255; 10 classes
+    ``rat_hippocampus``         6577 bins, see below   (48,)              0...4; position, direction
     ``uci/...``                 one table, see below   (columns,)         ``float32``; ``float32``
     ==========================  =====================  =================  =======================
 
@@ -57,6 +58,10 @@ def load(
     - ``caltech101_silhouettes`` is Marlin's first split; as there, 1 is the *background* (several
       papers model ``1 - x``).
     - ``cifar10_mini`` is the head of each half of ``cifar10``, under a name of its own.
+    - ``rat_hippocampus`` is a rat on a linear track (CRCNS hc-11, the session of Buddy), prepared
+      as by the authors of CEBRA: ``spikes`` ``(6577, 48)`` counted for each unit in bins of
+      ``bin_seconds`` (0.025), in the order of time; ``position`` in metres, 0...1.6, and
+      ``direction`` 0 or 1, ``(6577)`` each.
     - ``uci/boston``, ``concrete``, ``energy``, ``kin8nm``, ``naval``, ``power``, ``protein``,
       ``wine_red``, ``yacht`` have ``x``, ``y`` and a boolean ``test_mask`` of shape
       ``(splits, rows)``: Hernandez-Lobato's 20 splits (protein: 5), true at a test row.

@@ -238,6 +238,21 @@ SETS: dict[str, DataSet] = {
             ),
         ),
     ),
+    "rat_hippocampus": DataSet(
+        {
+            "spikes": ("uint8", (6577, 48)),
+            "position": ("float32", (6577,)),
+            "direction": ("int64", (6577,)),
+            "bin_seconds": ("float32", ()),
+        },
+        (
+            _local(
+                "nica/rat_hippocampus_buddy.npz",
+                "08daaa1d1509a31588bee2e3b9efe969ebd82a49b41dbf411364540e687e5d2a",
+                decode.npz,
+            ),
+        ),
+    ),
 }
 
 SETS |= {

@@ -191,7 +191,7 @@ def test_absent_set_names_places_files_digests_mirrors_and_cures(places):
 
 
 @pytest.mark.parametrize(
-    "name", ["omniglot", "caltech101_silhouettes", "cifar10_mini", "uci/yacht"]
+    "name", ["omniglot", "caltech101_silhouettes", "cifar10_mini", "rat_hippocampus", "uci/yacht"]
 )
 def test_sets_without_a_mirror_say_so(places, name):
     with pytest.raises(FileNotFoundError, match="No verified mirror") as info:
@@ -297,3 +297,17 @@ def test_real_sets(name):
     if "test_mask" in data:  # each split tests a tenth of the rows
         share = data["test_mask"].float().mean(1)
         assert ((share - 0.1).abs() < 0.01).all()
+
+
+def test_rat_hippocampus_is_a_session_on_a_track():
+    (file,) = SETS["rat_hippocampus"].sources[0].files
+    if not (FOLDER / file.path).is_file():
+        pytest.skip(f"needs {file.path} in the folder PYRO_EXT_DATA (now {FOLDER})")
+    data = load("rat_hippocampus", root=FOLDER)
+    assert data["spikes"].max() == 4
+    assert data["spikes"].any(0).sum() == 45  # the others are silent
+    assert (data["position"].min(), data["position"].max()) == (0.0, pytest.approx(1.6))
+    assert data["direction"].unique().tolist() == [0, 1]
+    assert data["bin_seconds"].item() == pytest.approx(0.025)
+    trials = (data["direction"].diff() != 0).nonzero().flatten() + 1
+    assert len(trials) == 56  # in the order of time it runs to and fro
