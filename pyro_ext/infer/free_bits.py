@@ -6,19 +6,18 @@ from typing import Any
 import torch
 from pyro.distributions import Independent
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer import ELBO
 from pyro.poutine import Trace
-from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_ext.infer.enumeration import Site
 from pyro_ext.infer.particle_traces import importance_traces, random_sites
+from pyro_ext.infer.tensor_loss_elbo import TensorLossELBO
 from pyro_ext.ops.counts import count
 
 SOFT_STEP, SOFT_MARGIN = 1.1, 1.05
 
 
-class FreeBitsELBO(ELBO):
+class FreeBitsELBO(TensorLossELBO):
     r"""A lower bound with a floor under the information in each group of latents.
 
     .. math::
@@ -122,18 +121,6 @@ class FreeBitsELBO(ELBO):
             self.weights[name] = weight = weight.clamp_max(1.0)
         return weight * divergence
 
-    def loss(self, model, guide, *args, **kwargs) -> float:
-        """The negative bound, without gradient."""
-        with torch.no_grad():
-            return _to_float(self.differentiable_loss(model, guide, *args, **kwargs))
-
-    def loss_and_grads(self, model, guide, *args, **kwargs) -> float:
-        """The negative bound; adds its gradient to that of the parameters."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return _to_float(loss)
-
     def _group(self, model_site: Site, guide_site: Site) -> tuple[Tensor, Tensor]:
         """Divergence of every group of a site, and the number of data, each times particles."""
         log_p, log_q = self._log_prob(model_site), self._log_prob(guide_site)
@@ -199,9 +186,3 @@ def _total(site: Site, tensor: Tensor) -> Tensor:
         for part in (site["scale"], site["mask"])
     )
     return scale_and_mask(tensor, scale, mask).sum(list(range(tensor.dim() - 1)))
-
-
-def _to_float(loss: Tensor) -> float:
-    value: Any = loss.item()
-    warn_if_nan(value, "loss")
-    return value
