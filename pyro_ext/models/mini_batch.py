@@ -23,6 +23,8 @@ def data_plate(x: Tensor | None, size: int | None, input_dim: int) -> Any:
         )
     if not x.is_floating_point():
         raise ValueError(f"The model expects floating-point data, got {x.dtype}.")
+    if not len(x):
+        raise ValueError("The mini-batch is empty.")
     if size is None or size == len(x):
         return pyro.plate("data", len(x))
     if size < len(x):
