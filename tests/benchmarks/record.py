@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -30,7 +31,7 @@ def record(
         "name": name,
         "title": title,
         "date": date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "settings": settings,
         "rows": rows,
         "wall_seconds": round(perf_counter() - wall, 1),
