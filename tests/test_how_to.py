@@ -10,6 +10,8 @@ RUN = [
     "build-a-vae",
     "choose-a-bound",
     "evaluate-a-latent-variable-model",
+    "is-my-model-identifiable",
+    "load-data",
     "sparsify-a-network",
     "train-an-energy-inspired-prior",
     "use-a-flow",
