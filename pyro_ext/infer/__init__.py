@@ -30,6 +30,7 @@ from pyro_ext.infer.importance_guide import ImportanceGuide
 from pyro_ext.infer.mean_field_elbo import MeanFieldELBO
 from pyro_ext.infer.multi_sample_elbo import MultiSampleELBO
 from pyro_ext.infer.noise_contrastive import NoiseContrastive
+from pyro_ext.infer.param_store_file import load_param_store, save_param_store
 from pyro_ext.infer.sliced_score_matching import SlicedScoreMatching
 
 __all__ = [
@@ -56,9 +57,11 @@ __all__ = [
     "auto",
     "bayesianize",
     "dreg",
+    "load_param_store",
     "pathwise",
     "piwae",
     "rws",
+    "save_param_store",
     "score",
     "stl",
     "vimco",
