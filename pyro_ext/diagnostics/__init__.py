@@ -16,6 +16,10 @@ from pyro_ext.diagnostics.mean_correlation import MeanCorrelation, mean_correlat
 from pyro_ext.diagnostics.pointwise import pointwise_log_likelihood
 from pyro_ext.diagnostics.reproducibility import Reproducibility, reproducibility
 from pyro_ext.diagnostics.samplers import SamplerDiagnostics, sampler_diagnostics
+from pyro_ext.diagnostics.simulation_based_calibration import (
+    SimulationBasedCalibration,
+    simulation_based_calibration,
+)
 from pyro_ext.diagnostics.widths import WidthPosterior, width_posterior
 
 __all__ = [
@@ -27,6 +31,7 @@ __all__ = [
     "MeanCorrelation",
     "Reproducibility",
     "SamplerDiagnostics",
+    "SimulationBasedCalibration",
     "WidthPosterior",
     "active_units",
     "align_to",
@@ -42,6 +47,7 @@ __all__ = [
     "pointwise_log_likelihood",
     "reproducibility",
     "sampler_diagnostics",
+    "simulation_based_calibration",
     "spearman",
     "to_arviz",
     "width_posterior",

@@ -1,72 +1,110 @@
-"""A model and its guide as ArviZ data."""
+"""A model and its posterior as ArviZ data."""
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from importlib.metadata import version
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.infer.enum import get_importance_trace
+from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_ext.infer.particle_traces import Site, trace_weights
+from pyro_ext.diagnostics.arviz_chains import Inputs, chains_of, latents_of
+from pyro_ext.diagnostics.arviz_groups import Groups, array, convert
+from pyro_ext.diagnostics.arviz_resampling import resampled
+from pyro_ext.diagnostics.arviz_sites import (
+    is_factor,
+    is_latent,
+    is_likelihood,
+    log_prob,
+    names_of_dims,
+    refuse_unknown,
+    sites,
+    value,
+)
+from pyro_ext.infer.particle_traces import trace_weights
 from pyro_ext.ops.backend import import_arviz
 from pyro_ext.ops.counts import count
+from pyro_ext.ops.pareto_smoothing import pareto_k
 from pyro_ext.poutine.shared_subsample_messenger import SharedSubsampleMessenger
 
-Groups = dict[str, dict[str, Any]]
+Draw = Iterator[tuple[str, str, Tensor]]  # group, variable and value
 
 
 def to_arviz(
-    model: Callable,
-    guide: Callable,
+    model: Callable | Sequence[Callable],
+    posterior: Any,
     *args,
-    num_draws: int = 1000,
+    num_draws: int | None = None,
+    num_prior_draws: int = 0,
+    predictive: bool = True,
+    resample: str | None = None,
+    constant_data: Mapping[str, Any] | None = None,
     coords: Mapping[str, Sequence] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     **kwargs,
 ):
-    r"""Draws from a trained guide, scores the draws, and hands both to ArviZ.
+    r"""Draws from a posterior, scores and predicts by the draws, and hands all of it to ArviZ.
 
-    Groups, all from the same ``num_draws`` runs of guide and model on one subsample of the data:
+    The posterior is a trained guide, a :class:`pyro.infer.MCMC` that has run, a dictionary of
+    draws ``(num_draws, ...)`` by site, or a list of these. The entries of a list are chains:
+    independent restarts of SVI, by which r-hat tells whether they agree. Modules of one class,
+    whose parameters have the same names, are kept apart; functions with a ``pyro.param`` of one
+    name cannot be. Draws of one guide are independent and form one chain, of which
+    ``az.summary(..., kind="stats")`` says all there is.
+
+    Groups, all from the same runs of guide and model on one subsample of the data:
 
     - ``posterior``: latent sites and deterministics of the model, constrained; the guide's
       auxiliary sites are left out.
+    - ``posterior_predictive``: the observed sites drawn anew, given each draw.
     - ``log_likelihood``: :math:`\log p(x_n \mid z)` in nats of each observed site (factors and
       deterministics are none), unscaled, for ``az.loo``; NaN where :func:`pyro.poutine.mask`
       leaves a datum out.
-    - ``sample_stats``: ``log_weight``, :math:`\log p(x_n, z_n) - \log q(z_n)` over the plates
-      common to all sites; ``lp`` and ``log_q``, the two terms summed over all sites with
-      their scales.
-    - ``observed_data``.
+    - ``log_prior``: the same of the latent sites.
+    - ``sample_stats``: ``lp``, the log joint density, summed over all sites with their scales; of
+      a guide, ``log_q``, its own, and ``log_weight``, :math:`\log p(x_n, z_n) - \log q(z_n)`
+      over the plates common to all sites; of a Markov chain, ``diverging``.
+    - ``prior`` and ``prior_predictive``, if asked for; ``observed_data``; ``constant_data``.
 
-    Plates become named dimensions, with the indices of their subsample as coordinates. The draws
-    are not reweighted: what ArviZ shows is the guide. They are independent and form one
-    chain, so ``az.summary(..., kind="stats")`` is what there is to say; r-hat and ESS judge Markov
-    chains.
+    Plates become named dimensions, with the indices of their subsample as coordinates. Attributes
+    tell versions, the method, the mean of ``lp - log_q`` as ``elbo``, and the largest
+    :func:`pareto_k` of ``log_weight``.
 
     Args:
-        model: a Pyro model.
-        guide: its guide, trained.
+        model: a Pyro model, or a list of one for each chain, where it was trained too.
+        posterior: as above.
         *args: arguments of model and guide.
-        num_draws: draws from the guide.
+        num_draws: draws of each chain: 1,000 of a guide if not given, else as many as there are,
+            evenly thinned.
+        num_prior_draws: draws of the prior and of its predictions.
+        predictive: whether to predict, which takes one more run of the model for each draw.
+        resample: ``"psis"`` draws again from a guide's draws, by Pareto-smoothed weights: closer
+            to the posterior where the guide is wrong but broad enough. Weights of data that are
+            independent resample each datum by itself. None shows the guide as it is.
+        constant_data: arrays that are no random variables, such as contexts.
         coords: coordinates by dimension, beside those of the plates or in their place.
-        dims: names for the event dimensions of a site, by site; its plates stand before them.
+        dims: names for the event dimensions of a site, by site; its plates stand before them. Of
+            constant data all dimensions.
         **kwargs: keyword arguments of model and guide.
 
     Returns:
         ``arviz.InferenceData`` under ArviZ 0.x, ``xarray.DataTree`` under ArviZ 1.x.
 
     Raises:
-        ValueError: if ``num_draws < 1``, if a site is not drawn each time, if a name is one of
-            ArviZ's or ours, or as :class:`~pyro_ext.infer.MultiSampleELBO` does.
+        ValueError: if the posterior is none of these, a number of draws is out of its range, a
+            site is not drawn each time, a name is one of ArviZ's or ours, weights are to be
+            resampled of what is no guide, or as :class:`~pyro_ext.infer.MultiSampleELBO` does.
         ImportError: if ArviZ is not installed.
+
+    References:
+        Vehtari et al., *Pareto Smoothed Importance Sampling*, arXiv 1507.02646.
 
     Example:
         >>> import pyro.distributions as dist
@@ -80,179 +118,179 @@ def to_arviz(
         >>> data = to_arviz(model, guide, torch.tensor([0.0, 1.0]), num_draws=50)
         >>> dict(data.posterior.sizes)
         {'chain': 1, 'draw': 50, 'data': 2}
+        >>> dict(to_arviz(model, [guide, guide], torch.zeros(2), num_draws=9).posterior.sizes)
+        {'chain': 2, 'draw': 9, 'data': 2}
     """
-    num_draws = count(num_draws, "num_draws")
     arviz = import_arviz()
-    draws: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    inputs = args, kwargs
+    chains = chains_of(model, posterior, inputs, num_draws)
+    _check_resample(resample, chains)
+    prior_draws = count(num_prior_draws, "num_prior_draws", 0)
     with torch.no_grad(), SharedSubsampleMessenger() as subsamples:
-        for _ in tqdm(range(num_draws), desc="draws for ArviZ", delay=5):
-            traces = get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
-            for group, name, value in _score(*traces):
-                draws[group][name].append(value)
-    groups = {group: _stack(variables, num_draws) for group, variables in draws.items()}
-    groups["observed_data"] = _observed(traces[0])
-    plate_coords = {name: _numpy(index) for name, index in subsamples.subsamples.items()}
-    all_dims = _all_dims(traces[0], traces[1], dims or {})
-    _refuse_unknown("coords", coords or {}, chain.from_iterable(all_dims.values()))
-    data = _convert(arviz, groups, {**plate_coords, **(coords or {})}, all_dims)
-    for group in groups:
-        data[group].attrs.update(_attributes(guide, num_draws))
-    return data
+        apart = isinstance(posterior, list | tuple)
+        drawn = [_draw_chain(one, predictive, apart) for one in chains]
+        prior = _collect((_prior(chains[0].model, inputs) for _ in range(prior_draws)), prior_draws)
+    trace, plates = drawn[0][1:]
+    groups = {**_join([one[0] for one in drawn]), **_join([prior])}
+    all_dims = {**names_of_dims(trace, dims or {}), "log_weight": list(plates)}
+    attributes = _attributes(groups, chains, resample)
+    if resample is not None:
+        posterior_groups = {g: v for g, v in groups.items() if not g.startswith("prior")}
+        groups = {**groups, **resampled(posterior_groups, plates, all_dims)}
+    groups["observed_data"] = _observed(trace)
+    if constant_data:
+        groups["constant_data"] = {name: array(x) for name, x in constant_data.items()}
+        all_dims |= {name: list((dims or {}).get(name, [])) for name in constant_data}
+    refuse_unknown("dims", dims or {}, all_dims)
+    refuse_unknown("coords", coords or {}, chain.from_iterable(all_dims.values()))
+    known = {name: array(index) for name, index in subsamples.subsamples.items()}
+    return convert(arviz, groups, {**known, **(coords or {})}, all_dims, attributes)
 
 
-def _score(model_trace: Trace, guide_trace: Trace):
-    """Yields ``(group, name, value)`` of one draw."""
-    for site in _sites(model_trace):
-        if _is_likelihood(site):
-            yield "log_likelihood", site["name"], _arrange(_log_likelihood(site), site, 0)
-        elif not _is_factor(site):
-            yield "posterior", site["name"], _value(site)
-    log_w = trace_weights(model_trace, guide_trace, particle_dim=None).log_w
-    yield "sample_stats", "log_weight", log_w
+def _draw_chain(one: Any, predictive: bool, apart: bool) -> tuple[Groups, Trace, tuple[str, ...]]:
+    """The groups of a chain, ``(draws, ...)``; its last trace, and the plates of its weights.
+
+    Several chains are kept ``apart``, each in a parameter store of its own.
+    """
+    with one.scope() if apart else nullcontext():
+        return _draw(one, predictive)
+
+
+def _draw(one: Any, predictive: bool) -> tuple[Groups, Trace, tuple[str, ...]]:
+    given: list[Trace] = []
+    last: tuple[Trace, Trace | None]
+
+    def draws() -> Iterator[Draw]:
+        nonlocal last
+        for index in _bar(range(one.num_draws), "draws for ArviZ"):
+            last = one.traces(index)
+            given.append(latents_of(last[0]))
+            yield _score(*last)
+
+    groups = _collect(draws(), one.num_draws)
+    if predictive:  # afterwards, so that draws are the same ones without
+        runs = (_predict(one.model, trace, one.inputs) for trace in _bar(given, "predictions"))
+        groups |= _collect(runs, one.num_draws)
+    if one.diverging is not None:
+        groups["sample_stats"]["diverging"] = one.diverging.numpy()
+    model_trace, guide_trace = last
+    if guide_trace is None:
+        return groups, model_trace, ()
+    return groups, model_trace, trace_weights(model_trace, guide_trace, None).plates
+
+
+def _score(model_trace: Trace, guide_trace: Trace | None) -> Draw:
+    """What one draw has in each group."""
+    for site in sites(model_trace):
+        if is_likelihood(site):
+            yield "log_likelihood", site["name"], log_prob(site)
+        elif not is_factor(site):
+            yield "posterior", site["name"], value(site)
+        if is_latent(site):
+            yield "log_prior", site["name"], log_prob(site)
     yield "sample_stats", "lp", torch.as_tensor(model_trace.log_prob_sum())
-    yield "sample_stats", "log_q", torch.as_tensor(guide_trace.log_prob_sum())
+    if guide_trace is not None:
+        log_w = trace_weights(model_trace, guide_trace, particle_dim=None).log_w
+        yield "sample_stats", "log_weight", log_w
+        yield "sample_stats", "log_q", torch.as_tensor(guide_trace.log_prob_sum())
 
 
-def _sites(trace: Trace) -> list[Site]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample"]
+def _predict(model: Callable, given: Trace, inputs: Inputs) -> Draw:
+    """The data drawn anew, with given latent sites."""
+    program = poutine.replay(poutine.uncondition(model), trace=given)
+    for site in sites(_run(program, inputs)):
+        if is_likelihood(site):
+            yield "posterior_predictive", site["name"], value(site)
 
 
-def _is_factor(site: Site) -> bool:
-    return site["is_observed"] and bool(site["infer"].get("is_auxiliary"))
+def _prior(model: Callable, inputs: Inputs) -> Draw:
+    """A draw of the model without data."""
+    for site in sites(_run(poutine.uncondition(model), inputs)):
+        if is_likelihood(site):
+            yield "prior_predictive", site["name"], value(site)
+        elif not is_factor(site):
+            yield "prior", site["name"], value(site)
 
 
-def _is_deterministic(site: Site) -> bool:
-    return bool(site["infer"].get("_deterministic"))
+def _run(program: Callable, inputs: Inputs) -> Trace:
+    return poutine.trace(program).get_trace(*inputs[0], **inputs[1])
 
 
-def _is_all_event(site: Site) -> bool:
-    """Whether no dimension is a batch's: the default of :func:`pyro.deterministic`."""
-    return _is_deterministic(site) and site["fn"].event_dim == site["value"].dim()
+def _bar(items: Any, name: str) -> Any:
+    return tqdm(items, desc=name, delay=5)
 
 
-def _is_likelihood(site: Site) -> bool:
-    return site["is_observed"] and not _is_factor(site) and not _is_deterministic(site)
-
-
-def _log_likelihood(site: Site) -> Tensor:
-    log_prob, mask = site["unscaled_log_prob"], site["mask"]
-    if isinstance(site["fn"], MaskedDistribution):
-        mask = site["fn"]._mask if mask is None else mask & site["fn"]._mask
-    if mask is None or mask is True:
-        return log_prob
-    return torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, math.nan)
-
-
-def _frames(site: Site) -> list[Any]:
-    """The plates that are dimensions of a site's value, outermost first."""
-    frames: list[Any] = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    frames = sorted(frames, key=lambda frame: frame.dim)
-    if _is_all_event(site):
-        # its plates are not told from its event, unless they are all there is
-        return frames if site["value"].shape == tuple(frame.size for frame in frames) else []
-    return frames
-
-
-def _arrange(tensor: Tensor, site: Site, event_dim: int) -> Tensor:
-    """Keeps of the batch dimensions those of plates: ``(*plates, *event)``."""
-    frames = _frames(site)
-    split = tensor.dim() - event_dim
-    batch, event = tensor.shape[:split], tensor.shape[split:]
-    full = [1] * max([len(batch), *(-frame.dim for frame in frames)])
-    for frame in frames:
-        full[frame.dim] = frame.size
-    sizes = torch.broadcast_shapes(batch, torch.Size(full))
-    kept = torch.Size(sizes[frame.dim] for frame in frames)
-    if math.prod(kept) != math.prod(sizes):
-        raise ValueError(
-            f"Site '{site['name']}' has batch shape {tuple(sizes)}, but its plates are "
-            f"{[frame.name for frame in frames]}. Declare the other dimensions by plates, or as "
-            "an event with to_event."
-        )
-    return tensor.expand(sizes + event).reshape(kept + event)
-
-
-def _value(site: Site) -> Tensor:
-    if _is_all_event(site):
-        return site["value"]
-    return _arrange(site["value"], site, site["fn"].event_dim)
-
-
-def _observed(model_trace: Trace) -> dict[str, np.ndarray]:
+def _collect(draws: Any, num_draws: int) -> Groups:
+    """Joins the draws of each variable to ``(draws, ...)``."""
+    found: dict[str, dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for group, name, drawn in chain.from_iterable(draws):
+        found[group][name].append(drawn)
     return {
-        site["name"]: _numpy(_value(site)) for site in _sites(model_trace) if _is_likelihood(site)
+        group: {name: _stack(name, values, num_draws) for name, values in variables.items()}
+        for group, variables in found.items()
     }
 
 
-def _all_dims(
-    model_trace: Trace, guide_trace: Trace, users: Mapping[str, Sequence[str]]
-) -> dict[str, list[str]]:
-    """Names of the dimensions of each variable: its plates, then the user's for its event."""
-    dims: dict[str, list[str]] = {}
-    for site in _sites(model_trace):
-        name, plates = site["name"], [frame.name for frame in _frames(site)]
-        _refuse_reserved([name, *plates])
-        given = list(users.get(name, []))
-        dims[name] = given if plates and given[: len(plates)] == plates else plates + given
-        _check_dims(name, dims[name], _value(site).dim())
-    _refuse_unknown("dims", users, dims)
-    weights = trace_weights(model_trace, guide_trace, particle_dim=None)
-    return {**dims, "log_weight": list(weights.plates)}
-
-
-def _check_dims(name: str, dims: list[str], num_dims: int) -> None:
-    if len(dims) > num_dims:
+def _stack(name: str, values: list[Tensor], num_draws: int) -> np.ndarray:
+    if len(values) != num_draws or len({x.shape for x in values}) > 1:
         raise ValueError(
-            f"'{name}' has {num_dims} dimensions beside chain and draw, but {len(dims)} names: "
-            f"{dims}. Its plates stand before the names in dims by themselves."
+            f"'{name}' occurs in {len(values)} of {num_draws} draws, with shapes "
+            f"{sorted({tuple(x.shape) for x in values})}. ArviZ needs each site in each draw, in "
+            "one shape."
         )
+    return array(torch.stack(values))
 
 
-def _refuse_unknown(argument: str, given: Iterable[str], known: Iterable[str]) -> None:
-    unknown = sorted(set(given).difference(known))
-    if unknown:
-        raise ValueError(f"{argument} names {unknown}, expected some of {sorted(set(known))}.")
+def _join(chains: list[Groups]) -> Groups:
+    """Joins chains to ``(chains, draws, ...)``."""
+    for one in chains[1:]:
+        kinds = [{g: sorted(v) for g, v in each.items()} for each in (chains[0], one)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"Chains differ in their variables: {kinds[0]} and {kinds[1]}.")
+    return {
+        group: {name: np.stack([one[group][name] for one in chains]) for name in variables}
+        for group, variables in chains[0].items()
+    }
 
 
-def _refuse_reserved(names: Iterable[str]) -> None:
-    reserved = {"chain", "draw", "log_weight", "lp", "log_q"}.intersection(names)
-    if reserved:
-        raise ValueError(
-            f"The model calls a site or plate {sorted(reserved)}, which ArviZ's data need for "
-            "themselves. Rename it."
-        )
+def _observed(trace: Trace) -> dict[str, np.ndarray]:
+    return {site["name"]: array(value(site)) for site in sites(trace) if is_likelihood(site)}
 
 
-def _stack(variables: Mapping[str, list[Tensor]], num_draws: int) -> dict[str, np.ndarray]:
-    """Joins the draws of each variable to ``(1 chain, draws, ...)``."""
-    for name, values in variables.items():
-        if len(values) != num_draws or len({value.shape for value in values}) > 1:
-            raise ValueError(
-                f"'{name}' occurs in {len(values)} of {num_draws} draws, with shapes "
-                f"{sorted({tuple(value.shape) for value in values})}. ArviZ needs each site in "
-                "each draw, in one shape."
-            )
-    return {name: _numpy(torch.stack(values)[None]) for name, values in variables.items()}
+def _check_resample(resample: str | None, chains: list[Any]) -> None:
+    if resample not in (None, "psis"):
+        raise ValueError(f'resample is None or "psis", got {resample!r}.')
+    if resample and any(one.method != "variational" for one in chains):
+        raise ValueError("Only draws of a guide have weights to be resampled by.")
 
 
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy()
+def _attributes(groups: Groups, chains: list[Any], resample: str | None) -> dict[str, Any]:
+    stats, first = groups["sample_stats"], chains[0]
+    found = {**library(), "method": first.method, "num_draws": first.num_draws}
+    if first.method == "variational":
+        found["guide"] = name_of(first.guide)
+        found["elbo"] = float((stats["lp"] - stats["log_q"]).mean())
+        found["resample"] = resample or "none"
+        if first.num_draws >= 25:
+            found["pareto_k"] = _worst(torch.as_tensor(stats["log_weight"]))
+    return found
 
 
-def _attributes(guide, num_draws: int) -> dict[str, Any]:
+def _worst(log_w: Tensor) -> float:
+    """The largest shape of tails over chains and data; -inf where all weights are equal."""
+    return max(float(pareto_k(each).max()) for each in log_w)
+
+
+def library() -> dict[str, str]:
+    """Attributes that say what made the data."""
     return {
         "inference_library": "pyro",
         "inference_library_version": pyro.__version__,
-        "method": "variational",
-        "guide": getattr(guide, "__qualname__", type(guide).__name__),
-        "num_draws": num_draws,
+        "torch_version": str(torch.__version__),
+        "pyro_ext_version": version("pyro-ext"),
     }
 
 
-def _convert(arviz, groups: Groups, coords: Mapping, dims: Mapping):
-    """ArviZ 0.x takes the groups as keywords, 1.x as one dictionary."""
-    used = {dim for names in dims.values() for dim in names}
-    coords = {dim: values for dim, values in coords.items() if dim in used}
-    if hasattr(arviz, "psislw"):
-        return arviz.from_dict(**groups, coords=coords, dims=dict(dims))
-    return arviz.from_dict(groups, coords=coords, dims=dict(dims))
+def name_of(guide: Any) -> str:
+    """The name of a guide's function or class."""
+    return getattr(guide, "__qualname__", type(guide).__name__)

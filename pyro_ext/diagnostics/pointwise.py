@@ -9,21 +9,18 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.subsample_messenger import _Subsample
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_ext.diagnostics.arviz import (
-    _arrange,
-    _attributes,
-    _convert,
-    _frames,
-    _is_likelihood,
-    _log_likelihood,
-    _numpy,
-    _refuse_reserved,
-    _sites,
-    _value,
+from pyro_ext.diagnostics.arviz import library, name_of
+from pyro_ext.diagnostics.arviz_groups import convert
+from pyro_ext.diagnostics.arviz_sites import (
+    frames,
+    is_likelihood,
+    log_prob,
+    refuse_reserved,
+    sites,
+    value,
 )
 from pyro_ext.infer.particle_traces import Site
 from pyro_ext.ops.backend import import_arviz
@@ -86,7 +83,7 @@ def pointwise_log_likelihood(
             traces = _run(model, guide, batches)
             for name, values in _likelihoods(traces).items():
                 draws[name].append(np.concatenate(values, -1))
-        _refuse_reserved([*draws, *_dims(traces[0]).values()])
+        refuse_reserved([*draws, *_dims(traces[0]).values()])
         likelihood = {name: np.stack(values)[None] for name, values in draws.items()}
         total: Any = sum(values.sum(-1) for values in likelihood.values())
         groups = {
@@ -95,10 +92,8 @@ def pointwise_log_likelihood(
             "observed_data": _observed(traces),
         }
     dims = {name: [dim] for name, dim in _dims(traces[0]).items()}
-    data = _convert(arviz, groups, {}, dims)
-    for group in groups:
-        data[group].attrs.update(_attributes(guide, num_draws))
-    return data
+    attributes = {**library(), "method": "variational", "num_draws": num_draws}
+    return convert(arviz, groups, {}, dims, {**attributes, "guide": name_of(guide)})
 
 
 def _run(model: Callable, guide: Callable, batches: list[tuple]) -> list[Trace]:
@@ -112,7 +107,7 @@ def _run(model: Callable, guide: Callable, batches: list[tuple]) -> list[Trace]:
 def _score(model: Callable, drawn: Trace, batch: tuple) -> Trace:
     trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*batch)
     _refuse_other_draws(trace, drawn)
-    trace.compute_log_prob(lambda name, site: site["type"] == "sample" and _is_likelihood(site))
+    trace.compute_log_prob(lambda name, site: site["type"] == "sample" and is_likelihood(site))
     return trace
 
 
@@ -120,7 +115,7 @@ def _likelihoods(traces: list[Trace]) -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for trace in traces:
         for site in _observed_sites(trace):
-            found[site["name"]].append(_numpy(_arrange(_log_likelihood(site), site, 0)))
+            found[site["name"]].append(log_prob(site).cpu().numpy())
     return found
 
 
@@ -128,29 +123,29 @@ def _observed(traces: list[Trace]) -> dict[str, np.ndarray]:
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for trace in traces:
         for site in _observed_sites(trace):
-            found[site["name"]].append(_numpy(_value(site)))
+            found[site["name"]].append(value(site).cpu().numpy())
     return {name: np.concatenate(values) for name, values in found.items()}
 
 
 def _observed_sites(trace: Trace) -> list[Site]:
-    sites = [site for site in _sites(trace) if _is_likelihood(site)]
-    for site in sites:
-        if len(_frames(site)) != 1:
+    observed = [site for site in sites(trace) if is_likelihood(site)]
+    for site in observed:
+        if len(frames(site)) != 1:
             raise ValueError(
                 f"Observed site '{site['name']}' lies in plates "
-                f"{[frame.name for frame in _frames(site)]}, expected one: that of the data."
+                f"{[frame.name for frame in frames(site)]}, expected one: that of the data."
             )
-    if not sites:
+    if not observed:
         raise ValueError("The model observes nothing: there is no log-likelihood.")
-    return sites
+    return observed
 
 
 def _dims(trace: Trace) -> dict[str, str]:
-    return {site["name"]: _frames(site)[0].name for site in _observed_sites(trace)}
+    return {site["name"]: frames(site)[0].name for site in _observed_sites(trace)}
 
 
 def _refuse_local(drawn: Trace) -> None:
-    local = [site["name"] for site in _sites(drawn) if _frames(site)]
+    local = [site["name"] for site in sites(drawn) if frames(site)]
     if local:
         raise ValueError(
             f"The guide draws {local} within plates: another batch has other ones. Take to_arviz, "
@@ -160,14 +155,15 @@ def _refuse_local(drawn: Trace) -> None:
 
 def _refuse_other_draws(trace: Trace, drawn: Trace) -> None:
     """Raises if the model drew what another batch, or another draw, would have different."""
-    subsamples = [site["name"] for site in _sites(trace) if _is_subsampled(site["fn"])]
+    nodes: Any = trace.nodes
+    subsamples = [name for name, node in nodes.items() if _is_subsampled(node.get("fn"))]
     if subsamples:
         raise ValueError(
             f"Plates {subsamples} of the model take a random subsample, of other data at each "
             "draw. Give each batch as an argument, and its size, or subsample= alone, to the plate."
         )
-    latent = [site for site in _sites(prune_subsample_sites(trace)) if not site["is_observed"]]
-    others = [site["name"] for site in latent if site["name"] not in drawn]
+    latent = [site["name"] for site in sites(trace) if not site["is_observed"]]
+    others = [name for name in latent if name not in drawn]
     if others:
         raise ValueError(
             f"Model sites {others} are neither observed nor in the guide, so that each batch would "

@@ -13,7 +13,7 @@ import torch
 from pyro.infer.autoguide import AutoDiagonalNormal
 
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.diagnostics.arviz import _convert
+from pyro_ext.diagnostics.arviz_groups import convert
 
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
 
@@ -48,7 +48,9 @@ def test_groups_and_variables(data):
     found = {group: sorted(data[group].data_vars) for group in data.groups()}
     assert found == {
         "posterior": ["loc", "twice", "z"],
+        "posterior_predictive": ["x"],
         "log_likelihood": ["x"],
+        "log_prior": ["loc", "z"],
         "sample_stats": ["log_q", "log_weight", "lp"],
         "observed_data": ["x"],
     }
@@ -245,15 +247,13 @@ def test_batch_dimensions_without_a_plate_are_refused():
         to_arviz(program, program, num_draws=2)
 
 
-def test_arviz_1_takes_one_dictionary():
-    calls = []
-
-    def from_dict(groups, coords, dims):
-        calls.append((groups, coords, dims))
-
-    groups = {"posterior": {"z": np.zeros((1, 2, 3))}}
-    _convert(types.SimpleNamespace(from_dict=from_dict), groups, {"p": [1], "q": []}, {"z": ["p"]})
-    assert calls == [(groups, {"p": [1]}, {"z": ["p"]})]
+def test_arviz_1_takes_a_tree():
+    groups = {"posterior": {"z": np.zeros((1, 2, 3))}, "observed_data": {"x": np.ones(3)}}
+    data = convert(types.SimpleNamespace(), groups, {"p": [4, 5, 6]}, {"z": ["p"]}, {"a": 1})
+    assert data["posterior"]["z"].dims == ("chain", "draw", "p")
+    assert list(data["posterior"]["p"].values) == [4, 5, 6]
+    assert data["observed_data"]["x"].dims == ("x_dim_0",)
+    assert data["posterior"].attrs == {"a": 1}
 
 
 def test_without_arviz_the_error_says_what_to_install(monkeypatch):
