@@ -12,6 +12,8 @@ RUN = [
     "evaluate-a-latent-variable-model",
     "is-my-model-identifiable",
     "load-data",
+    "read-a-posterior-in-arviz",
+    "save-and-load",
     "sparsify-a-network",
     "train-an-energy-inspired-prior",
     "use-a-flow",
@@ -20,6 +22,7 @@ RUN = [
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # of pandas to ArviZ
 @pytest.mark.parametrize("name", RUN)
 def test_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
