@@ -117,6 +117,18 @@ def test_guides_of_one_class_are_kept_apart():
     assert list(pyro.get_param_store()) == ["other"]
 
 
+def test_what_the_store_holds_is_not_taken_for_a_chain():
+    """The first guide lives in the store, where the second would find its parameters."""
+    guides = [AutoNormal(model, init_scale=1e-3) for _ in range(2)]
+    with pyro.get_param_store().scope():
+        guides[1](X)
+    guides[0](X)
+    for guide, loc in zip(guides, (-3.0, 5.0), strict=True):
+        guide.locs.loc.data.fill_(loc)
+    data = to_arviz(model, guides, X, num_draws=5)
+    np.testing.assert_allclose(data.posterior["loc"].mean("draw"), [-3.0, 5.0], atol=0.1)
+
+
 def test_markov_chains():
     """Posterior mean of 600 autocorrelated draws: 0.1 is above 5 standard errors."""
     mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, num_chains=1, disable_progbar=True)
@@ -237,6 +249,28 @@ def test_each_datum_is_resampled_by_its_own_weight():
     log_lik = dist.Normal(torch.as_tensor(z), 1.0).log_prob(X)
     np.testing.assert_allclose(data.log_likelihood["x"][0], log_lik, rtol=1e-4, atol=1e-5)
     assert sorted(data.sample_stats.data_vars) == ["log_weight"]
+
+
+def test_plates_of_weights_need_not_be_the_first():
+    """Columns are the outer dimension of what is observed, rows that of the weights."""
+
+    def wide(x):
+        rows = pyro.plate("rows", x.shape[1], dim=-1)
+        with rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with rows, pyro.plate("columns", len(x), dim=-2):
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", x.shape[1], dim=-1):
+            pyro.sample("z", dist.Normal(x.sum(0) / 3 + 0.2, 0.7))
+
+    x = torch.stack([X[:3], X[3:6]])
+    data = to_arviz(wide, guide, x, num_draws=60, resample="psis")
+    assert data.log_likelihood["x"].dims == ("chain", "draw", "columns", "rows")
+    z = torch.as_tensor(data.posterior["z"].values[0]).unsqueeze(1)
+    expected = dist.Normal(z, 1.0).log_prob(x)
+    np.testing.assert_allclose(data.log_likelihood["x"][0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_one_of_all_data_cannot_be_resampled():
