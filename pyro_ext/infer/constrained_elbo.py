@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceMeanField_ELBO
 from pyro.poutine.messenger import Messenger
-from pyro.util import warn_if_nan
 from torch import Tensor
+
+from pyro_ext.infer.tensor_loss_elbo import to_float
 
 Measure = Callable[[], Tensor]
 
@@ -127,13 +128,13 @@ class ConstrainedELBO(ELBO):
         sites = self._sites()
         with torch.no_grad():
             loss = self.elbo.loss(model, sites(guide), *args, **kwargs)
-            return _to_float(loss + self._charge(self._excess(sites)))
+            return to_float(loss + self._charge(self._excess(sites)))
 
     def loss_and_grads(self, model, guide, *args, **kwargs) -> float:
         """The Lagrangian; adds its gradient to that of the parameters, and moves multipliers."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward(retain_graph=self.retain_graph)
-        return _to_float(loss)
+        return to_float(loss)
 
     def state_dict(self) -> dict[str, Any]:
         """Multipliers and their scale, to go on from."""
@@ -261,9 +262,3 @@ def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be a finite positive number, got {value}.")
-
-
-def _to_float(loss: Tensor) -> float:
-    value: Any = loss.item()
-    warn_if_nan(value, "loss")
-    return value

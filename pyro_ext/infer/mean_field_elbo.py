@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_model_guide_match, check_site_shape, warn_if_nan
+from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from pyro_ext.infer.divergence import analytic_divergence
@@ -25,11 +24,12 @@ from pyro_ext.infer.mean_field_sites import (
     warn_of_order,
 )
 from pyro_ext.infer.mismatch import refuse_mismatch, refuse_score_function
+from pyro_ext.infer.tensor_loss_elbo import TensorLossELBO, to_float
 
 NUM_PLATES: Any = math.inf  # every dimension of a batch is a plate's: none is enumerated
 
 
-class MeanFieldELBO(ELBO):
+class MeanFieldELBO(TensorLossELBO):
     r"""The evidence lower bound with divergences in closed form wherever they are known.
 
     .. math:: \mathcal{L} = \mathbb{E}_{q(z)}[\log p(x \mid z)] - \sum_i D(q(z_i) \,\|\, p(z_i))
@@ -98,11 +98,6 @@ class MeanFieldELBO(ELBO):
         """The loss as a scalar tensor."""
         return sum(self._losses(model, guide, args, kwargs), torch.zeros(()))
 
-    def loss(self, model, guide, *args, **kwargs) -> float:
-        """The loss, without gradient."""
-        with torch.no_grad():
-            return _to_float(self.differentiable_loss(model, guide, *args, **kwargs))
-
     def loss_and_grads(self, model, guide, *args, **kwargs) -> float:
         """The loss; adds its gradient to that of the parameters."""
         losses = []
@@ -110,7 +105,7 @@ class MeanFieldELBO(ELBO):
             if loss.requires_grad:
                 loss.backward(retain_graph=self.retain_graph)
             losses.append(loss.detach())
-        return _to_float(sum(losses))
+        return to_float(sum(losses))
 
     def _losses(self, model, guide, args, kwargs) -> Iterator[Tensor]:
         for traces in self._get_traces(model, guide, args, kwargs):
@@ -201,9 +196,3 @@ def _refuse_score(site: Site) -> None:
 
 def _total(term: Any) -> Any:
     return term.sum() if isinstance(term, Tensor) and term.dim() else term
-
-
-def _to_float(loss: Any) -> float:
-    value: Any = loss.item() if isinstance(loss, Tensor) else float(loss)
-    warn_if_nan(value, "loss")
-    return value

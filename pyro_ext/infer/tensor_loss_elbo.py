@@ -18,17 +18,18 @@ class TensorLossELBO(ELBO):
     def loss(self, model, guide, *args, **kwargs) -> float:
         """The loss, without gradient."""
         with torch.no_grad():
-            return _to_float(self.differentiable_loss(model, guide, *args, **kwargs))
+            return to_float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model, guide, *args, **kwargs) -> float:
         """The loss; adds its gradient to that of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        return _to_float(loss)
+        return to_float(loss)
 
 
-def _to_float(loss: Tensor) -> float:
-    value: Any = loss.item()
+def to_float(loss: Any) -> float:
+    """A loss as a number, with Pyro's warning if it is NaN."""
+    value: Any = loss.item() if isinstance(loss, Tensor) else float(loss)
     warn_if_nan(value, "loss")
     return value
