@@ -129,7 +129,9 @@ def to_arviz(
     with torch.no_grad(), SharedSubsampleMessenger() as subsamples:
         apart = isinstance(posterior, list | tuple)
         drawn = [_draw_chain(one, predictive, apart) for one in chains]
-        prior = _collect((_prior(chains[0].model, inputs) for _ in range(prior_draws)), prior_draws)
+        with _scope(chains[0], apart):
+            runs = (_prior(chains[0].model, inputs) for _ in range(prior_draws))
+            prior = _collect(runs, prior_draws)
     trace, plates = drawn[0][1:]
     groups = {**_join([one[0] for one in drawn]), **_join([prior])}
     all_dims = {**names_of_dims(trace, dims or {}), "log_weight": list(plates)}
@@ -152,8 +154,12 @@ def _draw_chain(one: Any, predictive: bool, apart: bool) -> tuple[Groups, Trace,
 
     Several chains are kept ``apart``, each in a parameter store of its own.
     """
-    with one.scope() if apart else nullcontext():
+    with _scope(one, apart):
         return _draw(one, predictive)
+
+
+def _scope(one: Any, apart: bool) -> Any:
+    return one.scope() if apart else nullcontext()
 
 
 def _draw(one: Any, predictive: bool) -> tuple[Groups, Trace, tuple[str, ...]]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
 
 from pyro_ext.diagnostics import to_arviz
 
@@ -115,6 +116,21 @@ def test_guides_of_one_class_are_kept_apart():
     np.testing.assert_allclose(data.posterior["loc"].mean("draw"), [-3.0, 5.0], atol=0.1)
     assert [guide.locs.loc.item() for guide in guides] == [-3.0, 5.0]
     assert list(pyro.get_param_store()) == ["other"]
+
+
+def test_draws_of_the_prior_leave_the_store_alone():
+    class Program(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.scale = PyroParam(torch.tensor(1.0), dist.constraints.positive)
+
+        def forward(self, x):
+            loc = pyro.sample("loc", dist.Normal(0.0, self.scale))
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    to_arviz([Program(), Program()], [exact, exact], X, num_draws=2, num_prior_draws=2)
+    assert not list(pyro.get_param_store())
 
 
 def test_what_the_store_holds_is_not_taken_for_a_chain():
